@@ -1,0 +1,67 @@
+"""How an argument is refused: what was expected, then what was received."""
+
+import math
+import numbers
+import operator
+
+
+def require(condition, expectation, **received):
+    """Raise `ValueError(expectation + what was received)` unless `condition`.
+
+    >>> require(False, "`rate` must be in [0, 1].", rate=2)
+    Traceback (most recent call last):
+    ValueError: `rate` must be in [0, 1]. Received: rate=2
+    """
+    if not condition:
+        values = ", ".join(f"{name}={value!r}" for name, value in received.items())
+        raise ValueError(f"{expectation} Received: {values}")
+
+
+def whole(name, value, low, high=None):
+    """`value` as an int in [low, high]."""
+    try:
+        number = operator.index(value)  # NumPy integers too, but neither 3.0 nor "3"
+    except TypeError:
+        number = None
+    bounds = f"at least {low}" if high is None else f"in [{low}, {high}]"
+    in_bounds = number is not None and low <= number and (high is None or number <= high)
+    require(
+        in_bounds and not isinstance(value, bool),
+        f"`{name}` must be a whole number, {bounds}.",
+        **{name: value},
+    )
+    return number
+
+
+def real(name, value, low, high=math.inf):
+    """`value` as a finite float in [low, high]."""
+    bounds = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+    require(
+        isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and low <= value <= high,
+        f"`{name}` must be a number, {bounds}.",
+        **{name: value},
+    )
+    return float(value)
+
+
+def flag(name, value):
+    """`value` as a bool."""
+    require(str(value) in ("True", "False"), f"`{name}` must be True or False.", **{name: value})
+    return bool(value)
+
+
+def token_ids_below(name, values, vocabulary_size):
+    """`values` as a tuple of ints in [0, vocabulary_size)."""
+    try:
+        ids = tuple(operator.index(value) for value in values)
+    except TypeError:
+        ids = (-1,)
+    require(
+        all(0 <= index < vocabulary_size for index in ids),
+        f"`{name}` must be a list of ids in [0, {vocabulary_size - 1}].",
+        **{name: values},
+    )
+    return ids

@@ -1,0 +1,408 @@
+"""`DynamicMasking`: draws noise, and calls the ground floor with it."""
+
+import secrets
+import sys
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_dynmask import noise
+from keras_dynmask.corruption import corrupt
+from keras_dynmask.errors import flag, real, require, token_ids_below, whole
+from keras_dynmask.inputs import standardize
+from keras_dynmask.selection import (
+    count_positions,
+    drop_overflow,
+    in_shares,
+    scaled,
+    select_exactly,
+    select_independently,
+    selected_count,
+    target_positions,
+    weighted_keys,
+)
+from keras_dynmask.units import heaviest_in_unit, unit_begins, unit_numbers
+from keras_dynmask.vocabulary import id_table
+
+@keras.saving.register_keras_serializable(package="keras_dynmask")
+class DynamicMasking(keras.layers.Layer):
+    """Masks token ids for masked language modelling, freshly at every training step.
+
+    In training the layer selects some of the tokens for prediction and shows each
+    of them as the mask token (*hidden*), as a random token (*swapped*) or as it is
+    (*kept*). In inference it returns `token_ids` bit for bit and weights of zero.
+    Called on its own, or as `dataset.map(layer)`, it masks unless `training=False`.
+    Inside a model it follows the model's training flag and is inert where that is
+    unset.
+
+    The mask is a pure function of the seed, the step, the replica and the row. The
+    step is a weight of the layer, counted up by each call that masks, and saved
+    with it: a run that is stopped and resumed goes on with the masks it would have
+    had. The same seed gives the same masks in eager mode, in a graph, under XLA,
+    in tf.data and on every backend. Global seeds play no part.
+
+    Args:
+        vocabulary_size: int, the number of ids; `token_ids` lie below it. In eager
+            mode arrays and lists are checked, in a graph they are not.
+        mask_selection_rate: float in [0, 1], the share of the selectable tokens
+            that is selected; or a pair `(low, high)`, one rate per row, uniform
+            between them; or a `keras.optimizers.schedules.LearningRateSchedule`,
+            the rate at each step (clipped to [0, 1]).
+        mask_token_id: int, the id that hides a token.
+        mask_selection_length: int or None, the size K of the targets. Never more
+            than K tokens are selected: units that overflow are dropped at random,
+            so leave room for one unit more than the count. With None the targets
+            are dense, as long as the row.
+        unselectable_token_ids: ints, protected ids: never selected, never swapped
+            in, and never part of a longer unit. The mask token is never swapped in
+            either.
+        mask_token_rate: float, the share of the selected that is hidden.
+        random_token_rate: float, the share of the selected that is swapped for an
+            unprotected id, drawn uniformly. The rest is kept.
+        exact_count: bool. True selects exactly `rate * selectable` tokens of every
+            row, rounded up or down by a coin so that the mean is exact; units
+            longer than a token miss that count by less than one unit. False
+            selects every unit on its own.
+        mean_span_length: float >= 1, the mean number of tokens (or words) that are
+            masked together. Lengths are geometric.
+        continuation_token_ids: ints or None, the ids that continue a word. With
+            them whole words are masked.
+        seed: int in [0, 2**64) or None for one drawn from the operating system,
+            which `seed` then holds.
+        **kwargs: `name`, `dtype`, `trainable` of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: integers `[length]` or `[batch, length]` (list, array, tensor, or
+            `tf.RaggedTensor` outside compiled models), or a dict of `token_ids`
+            and, optionally, of the same shape: `padding_mask` (True or 1 = a real
+            token), `selectable` (False = never select), `selection_weights` (>= 0:
+            tokens are drawn in proportion, without replacement; a longer unit
+            weighs as much as its heaviest token), `begins` (True = a unit begins
+            here, in place of `continuation_token_ids`); and `row_ids` `[batch]`
+            (ints: whose noise a row takes, in place of its number in the batch).
+            Other keys pass through.
+        training: bool or None, see above. True or False always decides.
+        step: int or int tensor. With it the call is a pure function, and the
+            layer's own counter stays as it is.
+
+    Returns:
+        A dict: the input's other keys as they came; `token_ids` as shown, and
+        `mask_ids`, the original ids, in the input's dtype; `mask_weights`, float32,
+        1 where selected; and with K given also `mask_positions`, int32, ascending.
+        With K given the targets are `[..., K]`, padded with 0, else `[..., length]`.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what was received.
+
+    Example:
+
+    >>> masking = DynamicMasking(vocabulary_size=100, mask_selection_rate=0.5,
+    ...                          mask_token_id=1, mask_token_rate=1.0,
+    ...                          random_token_rate=0.0, seed=7)
+    >>> first = masking([[11, 12, 13, 14, 0, 0]])
+    >>> int(first["mask_weights"].numpy().sum())
+    2
+    >>> int((first["token_ids"].numpy() == 1).sum())
+    2
+    >>> masking([[11, 12, 13, 14, 0, 0]], training=False)["token_ids"].numpy().tolist()
+    [[11, 12, 13, 14, 0, 0]]
+
+    References:
+        Devlin et al. 2019 (BERT: 15 %, 80/10/10), Liu et al. 2019 (RoBERTa: a fresh
+        mask each time), Joshi et al. 2020 (SpanBERT: spans of words), Efraimidis and
+        Spirakis 2006 (weights). The first seven arguments are those of KerasHub's
+        `MaskedLMMaskGenerator`.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size,
+        mask_selection_rate,
+        mask_token_id,
+        mask_selection_length=None,
+        unselectable_token_ids=(0,),
+        mask_token_rate=0.8,
+        random_token_rate=0.1,
+        *,
+        exact_count=True,
+        mean_span_length=1.0,
+        continuation_token_ids=None,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
+
+        self.vocabulary_size = whole("vocabulary_size", vocabulary_size, 1)
+        self.mask_selection_rate = _rate(mask_selection_rate)
+        self.mask_token_id = whole("mask_token_id", mask_token_id, 0, self.vocabulary_size - 1)
+        if mask_selection_length is not None:
+            mask_selection_length = whole("mask_selection_length", mask_selection_length, 1)
+        self.mask_selection_length = mask_selection_length
+        self.unselectable_token_ids = token_ids_below(
+            "unselectable_token_ids", unselectable_token_ids, self.vocabulary_size
+        )
+        self.mask_token_rate = real("mask_token_rate", mask_token_rate, 0, 1)
+        self.random_token_rate = real("random_token_rate", random_token_rate, 0, 1)
+        require(
+            self.mask_token_rate + self.random_token_rate <= 1 + 1e-9,
+            "`mask_token_rate` + `random_token_rate` must be at most 1.",
+            mask_token_rate=mask_token_rate,
+            random_token_rate=random_token_rate,
+        )
+        self.exact_count = flag("exact_count", exact_count)
+        self.mean_span_length = real("mean_span_length", mean_span_length, 1)
+        if continuation_token_ids is not None:
+            continuation_token_ids = token_ids_below(
+                "continuation_token_ids", continuation_token_ids, self.vocabulary_size
+            )
+        self.continuation_token_ids = continuation_token_ids
+        self.seed = whole("seed", secrets.randbits(63) if seed is None else seed, 0, 2**64 - 1)
+
+        self._protected = id_table(self.unselectable_token_ids, self.vocabulary_size)
+        self._continues = id_table(self.continuation_token_ids or (), self.vocabulary_size)
+        swappable = ~self._protected & ~id_table([self.mask_token_id], self.vocabulary_size)
+        require(
+            self.random_token_rate == 0 or swappable.any(),
+            "`random_token_rate` must be 0 where every id is protected.",
+            random_token_rate=random_token_rate,
+            vocabulary_size=vocabulary_size,
+        )
+        self._swap_pool = np.flatnonzero(swappable if swappable.any() else ~swappable)
+        # Created here, not in `build`, which a symbolic build of a distributed model
+        # may never reach. "int" is int64 on TensorFlow: it keeps int32 on the CPU.
+        self.step = self.add_weight(
+            name="step",
+            dtype="int",
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+        )
+        self.built = True
+
+    def get_config(self):
+        rate = self.mask_selection_rate
+        if isinstance(rate, LearningRateSchedule):
+            rate = keras.saving.serialize_keras_object(rate)
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "mask_selection_rate": rate,
+            "mask_token_id": self.mask_token_id,
+            "mask_selection_length": self.mask_selection_length,
+            "unselectable_token_ids": self.unselectable_token_ids,
+            "mask_token_rate": self.mask_token_rate,
+            "random_token_rate": self.random_token_rate,
+            "exact_count": self.exact_count,
+            "mean_span_length": self.mean_span_length,
+            "continuation_token_ids": self.continuation_token_ids,
+            "seed": self.seed,
+        }
+
+    def __call__(self, inputs, training=None, step=None):
+        features = dict(inputs) if isinstance(inputs, dict) else {"token_ids": inputs}
+        require("token_ids" in features, "`inputs` must hold `token_ids`.", keys=list(features))
+        arguments = {"training": training, "step": step}
+        if any(isinstance(value, keras.KerasTensor) for value in features.values()):
+            return super().__call__(features, **_given(arguments))  # a model is being built
+        features, restore = standardize(features, self.vocabulary_size)
+        if training is None and self._get_call_context().entry_layer is self:
+            arguments["training"] = True  # there is no model around us to say otherwise
+        return restore(super().__call__(features, **_given(arguments)))
+
+    def call(self, inputs, training=None, step=None):
+        if training:
+            return self.mask(inputs, step, self.mask_selection_length)
+        return self._untouched(inputs)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        return None  # Keras' own mask is about padding: `padding_mask` says it
+
+    def mask(self, inputs, step=None, selection_length=None):
+        """The call in training, on a dict of tensors `[batch, length]`.
+
+        `selection_length` stands in for the constructor's `mask_selection_length`.
+        """
+        ids = inputs["token_ids"]
+        rows = inputs.get("row_ids", ops.arange(ops.shape(ids)[0], dtype="int32"))
+        moment = self.step + 0 if step is None else step  # a copy: the counter moves on
+        keys = noise.row_keys(self.seed, (moment, replica_id()), noise.words(rows))
+        if step is None:
+            self.step.assign_add(1)
+            if _in_tf_data():
+                # Parallel calls race for the counter: they may read the same step,
+                # but they do not mask the same row.
+                keys = noise.threefry(keys, self._content(inputs))
+        return self._mask(inputs, keys, self._rate_at(moment, keys), selection_length)
+
+    def mask_fixed(self, inputs, selection_length=None):
+        """The call in evaluation, on a dict of tensors `[batch, length]`.
+
+        Masks depend on the seed and the row's own content: the same example has the
+        same mask in every epoch, order, batch size and process, and at any padding
+        length. A schedule stands at its first step.
+        """
+        keys = noise.row_keys(self.seed, noise.TIMELESS, self._content(inputs))
+        return self._mask(inputs, keys, self._rate_at(0, keys), selection_length)
+
+    def selection_capacity(self, length):
+        """A size for the targets of rows of `length` that is small and holds the selected.
+
+        Exact counts of tokens never overflow it. For longer units there is room for
+        one of eight times the mean length (two pieces a word), for independent draws
+        for six standard deviations.
+        """
+        if self.mask_selection_length is not None:
+            return self.mask_selection_length
+        rate = self.mask_selection_rate
+        highest = rate if isinstance(rate, float) else rate[1] if isinstance(rate, tuple) else 1.0
+        pieces = 1 if self.continuation_token_ids is None else 2
+        unit = self.mean_span_length * pieces
+        room = 0 if unit == 1 else 8 * unit
+        if not self.exact_count:
+            room += 6 * ops.sqrt(length * highest * (1 - highest) * unit)
+        capacity = ops.ceil(length * highest + room)
+        if isinstance(length, int):
+            return min(length, int(capacity))
+        return ops.minimum(length, ops.cast(capacity, "int32"))
+
+    def _mask(self, inputs, keys, rate, capacity):
+        """Begin, number, share, select, corrupt; then the targets."""
+        ids = ops.cast(inputs["token_ids"], "int32")  # [batch, length]
+        positions = ops.arange(ops.shape(ids)[1], dtype="int32")
+        role, coin = (
+            noise.uniform(noise.bits(keys, positions, stream))
+            for stream in (noise.ROLE, noise.BEGIN)
+        )
+        token = self._is_token(inputs, ids)
+        may_begin = ops.cast(inputs.get("begins", ~ops.take(self._continues, ids)), "bool")
+        units = unit_numbers(unit_begins(may_begin, ~token, coin, self.mean_span_length))
+        selectable = token & ops.cast(inputs.get("selectable", True), "bool")
+        selected = self._select(inputs, keys, units, selectable, rate, capacity)
+
+        drawn = noise.below(noise.bits(keys, positions, noise.REPLACEMENT), len(self._swap_pool))
+        shown = corrupt(
+            ids,
+            selected,
+            role,
+            ops.take(self._swap_pool, drawn),
+            self.mask_token_id,
+            self.mask_token_rate,
+            self.random_token_rate,
+        )
+        return self._outputs(inputs, shown, selected, capacity)
+
+    def _select(self, inputs, keys, units, selectable, rate, capacity):
+        unit_keys = noise.bits(keys, units, noise.SELECT)  # equal inside a unit
+        weights = inputs.get("selection_weights")
+        if weights is not None:
+            weights = ops.cast(weights, "float32")
+            weights = ops.where(selectable & (weights > 0), weights, 0.0)  # so NaN is 0
+            weights = heaviest_in_unit(weights, units)
+            selectable = selectable & (weights > 0)
+        if self.exact_count:
+            size = count_positions(selectable)
+            row_bits = noise.bits(keys, ops.arange(2, dtype="int32"), noise.ROW)
+            round_up, turn = ops.split(noise.uniform(row_bits), 2, axis=1)
+            count = selected_count(size, rate, round_up)
+            place = scaled(size, in_shares(turn))
+            if weights is not None:
+                unit_keys = weighted_keys(unit_keys, weights)
+                place = size - 1  # the circle is not turned: the smallest keys are the draw
+            selected = select_exactly(unit_keys, selectable, count, place)
+        else:
+            if weights is not None:
+                rate = 1.0 - (1.0 - rate) ** weights
+            selected = select_independently(unit_keys, selectable, rate)
+        return selected if capacity is None else drop_overflow(unit_keys, selected, capacity)
+
+    def _outputs(self, inputs, shown, selected, capacity):
+        original = inputs["token_ids"]
+        outputs = {**inputs, "token_ids": ops.cast(shown, original.dtype)}
+        if capacity is None:
+            outputs["mask_ids"] = original
+            outputs["mask_weights"] = ops.cast(selected, "float32")
+            return outputs
+        positions, real = target_positions(selected, capacity)
+        ids = ops.take_along_axis(original, positions, axis=1)
+        outputs["mask_positions"] = positions
+        outputs["mask_ids"] = ops.where(real, ids, ops.zeros_like(ids))
+        outputs["mask_weights"] = ops.cast(real, "float32")
+        return outputs
+
+    def _untouched(self, inputs):
+        none = ops.zeros_like(inputs["token_ids"], dtype="bool")
+        return self._outputs(inputs, inputs["token_ids"], none, self.mask_selection_length)
+
+    def _is_token(self, inputs, ids):
+        """Neither protected nor padding: what units are made of."""
+        return ~ops.take(self._protected, ids) & ops.cast(inputs.get("padding_mask", True), "bool")
+
+    def _content(self, inputs):
+        ids = ops.cast(inputs["token_ids"], "int32")
+        return noise.content_words(ids, self._is_token(inputs, ids))
+
+    def _rate_at(self, step, keys):
+        """The rate as a float32: for all rows, or `[batch, 1]`."""
+        rate = self.mask_selection_rate
+        if isinstance(rate, LearningRateSchedule):
+            return ops.clip(ops.cast(rate(step), "float32"), 0.0, 1.0)
+        if isinstance(rate, float):
+            return rate
+        low, high = (round(edge * 2**24) for edge in rate)
+        drawn = noise.uniform(noise.bits(keys, 2, noise.ROW))
+        return ops.cast(low + scaled(in_shares(drawn), high - low), "float32") * 2.0**-24
+
+
+def replica_id():
+    """Which copy of the model runs: copies of one seed must not share noise."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context() if tf.distribute.has_strategy() else None
+        return 0 if context is None else context.replica_id_in_sync_group
+    if keras.backend.backend() == "torch":
+        import torch.distributed
+
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank()
+    return 0  # JAX sees one batch, however many devices hold it
+
+
+def _in_tf_data():
+    """Whether the call is traced into a function that a `tf.data.Dataset` maps."""
+    if "tensorflow" not in sys.modules:
+        return False
+    import tensorflow as tf
+
+    graph = tf.compat.v1.get_default_graph()
+    while graph is not None:
+        if getattr(graph, "name", "").startswith("Dataset_"):
+            return True
+        graph = getattr(graph, "outer_graph", None)
+    return False
+
+
+def _rate(rate):
+    if isinstance(rate, dict):  # out of a config
+        rate = keras.saving.deserialize_keras_object(rate)
+    if isinstance(rate, LearningRateSchedule):
+        return rate
+    if not isinstance(rate, (tuple, list)):
+        return real("mask_selection_rate", rate, 0, 1)
+    require(
+        len(rate) == 2, "`mask_selection_rate` must be a pair (low, high).", mask_selection_rate=rate
+    )
+    low, high = (real("mask_selection_rate", edge, 0, 1) for edge in rate)
+    require(
+        low <= high,
+        "`mask_selection_rate` must be a pair with low <= high.",
+        mask_selection_rate=rate,
+    )
+    return low, high
+
+
+def _given(arguments):
+    return {name: value for name, value in arguments.items() if value is not None}
