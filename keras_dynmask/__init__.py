@@ -1,5 +1,23 @@
 """Dynamic masking for masked language modelling in Keras."""
 
-from keras_dynmask.masking import DynamicMasking
+from keras_dynmask.quiet import quiet_start
 
-__all__ = ["DynamicMasking"]
+with quiet_start():
+    import keras  # noqa: F401
+
+from keras_dynmask.encoder import TransformerEncoder
+from keras_dynmask.masking import DynamicMasking
+from keras_dynmask.model import MaskedLanguageModel
+from keras_dynmask.pipeline import mask_dataset
+from keras_dynmask.sequences import apply_masking, generate_masking_sequence
+from keras_dynmask.vocabulary import wordpiece_continuations
+
+__all__ = [
+    "DynamicMasking",
+    "MaskedLanguageModel",
+    "TransformerEncoder",
+    "apply_masking",
+    "generate_masking_sequence",
+    "mask_dataset",
+    "wordpiece_continuations",
+]

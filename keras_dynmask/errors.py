@@ -1,5 +1,6 @@
 """How an argument is refused: what was expected, then what was received."""
 
+import importlib.util
 import math
 import numbers
 import operator
@@ -65,3 +66,12 @@ def token_ids_below(name, values, vocabulary_size):
         **{name: values},
     )
     return ids
+
+
+def need_extra(extra, *modules):
+    """Raise an `ImportError` that names the extra, unless its modules are installed."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"This needs {' and '.join(missing)}: pip install 'keras-dynmask[{extra}]'"
+        )

@@ -43,17 +43,17 @@ def _as_array(name, value):
     """Lists as arrays; rows of unequal length as a `tf.RaggedTensor`."""
     if not isinstance(value, (list, tuple)):
         return value
-    if any(isinstance(row, (list, tuple)) for row in value):
-        if len({len(row) for row in value}) > 1:
-            require(
-                keras.backend.backend() == "tensorflow",
-                f"`{name}` must have rows of equal length on this backend: pad them and "
-                "pass a `padding_mask`.",
-                backend=keras.backend.backend(),
-            )
-            import tensorflow as tf
+    lengths = {len(row) for row in value if isinstance(row, (list, tuple))}
+    if len(lengths) > 1:
+        require(
+            keras.backend.backend() == "tensorflow",
+            f"`{name}` must have rows of equal length on this backend: pad them and pass a "
+            "`padding_mask`.",
+            backend=keras.backend.backend(),
+        )
+        import tensorflow as tf
 
-            return tf.ragged.constant(value)
+        return tf.ragged.constant(value)
     array = np.asarray(value)
     return array if array.size else array.astype("int32")
 

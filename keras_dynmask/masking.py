@@ -1,5 +1,6 @@
 """`DynamicMasking`: draws noise, and calls the ground floor with it."""
 
+import math
 import secrets
 import sys
 
@@ -25,6 +26,7 @@ from keras_dynmask.selection import (
 )
 from keras_dynmask.units import heaviest_in_unit, unit_begins, unit_numbers
 from keras_dynmask.vocabulary import id_table
+
 
 @keras.saving.register_keras_serializable(package="keras_dynmask")
 class DynamicMasking(keras.layers.Layer):
@@ -247,6 +249,10 @@ class DynamicMasking(keras.layers.Layer):
         keys = noise.row_keys(self.seed, noise.TIMELESS, self._content(inputs))
         return self._mask(inputs, keys, self._rate_at(0, keys), selection_length)
 
+    def selectable(self, inputs):
+        """Which positions may be selected: bool `[batch, length]`, for a dict of tensors."""
+        return self._is_token(inputs) & ops.cast(inputs.get("selectable", True), "bool")
+
     def selection_capacity(self, length):
         """A size for the targets of rows of `length` that is small and holds the selected.
 
@@ -261,12 +267,12 @@ class DynamicMasking(keras.layers.Layer):
         pieces = 1 if self.continuation_token_ids is None else 2
         unit = self.mean_span_length * pieces
         room = 0 if unit == 1 else 8 * unit
+        size = length if isinstance(length, int) else ops.cast(length, "float32")
         if not self.exact_count:
-            room += 6 * ops.sqrt(length * highest * (1 - highest) * unit)
-        capacity = ops.ceil(length * highest + room)
+            room += 6 * (size * highest * (1 - highest) * unit) ** 0.5
         if isinstance(length, int):
-            return min(length, int(capacity))
-        return ops.minimum(length, ops.cast(capacity, "int32"))
+            return min(length, math.ceil(size * highest + room))
+        return ops.cast(ops.minimum(size, ops.ceil(size * highest + room)), "int32")
 
     def _mask(self, inputs, keys, rate, capacity):
         """Begin, number, share, select, corrupt; then the targets."""
@@ -276,11 +282,11 @@ class DynamicMasking(keras.layers.Layer):
             noise.uniform(noise.bits(keys, positions, stream))
             for stream in (noise.ROLE, noise.BEGIN)
         )
-        token = self._is_token(inputs, ids)
         may_begin = ops.cast(inputs.get("begins", ~ops.take(self._continues, ids)), "bool")
-        units = unit_numbers(unit_begins(may_begin, ~token, coin, self.mean_span_length))
-        selectable = token & ops.cast(inputs.get("selectable", True), "bool")
-        selected = self._select(inputs, keys, units, selectable, rate, capacity)
+        units = unit_numbers(
+            unit_begins(may_begin, ~self._is_token(inputs), coin, self.mean_span_length)
+        )
+        selected = self._select(inputs, keys, units, rate, capacity)
 
         drawn = noise.below(noise.bits(keys, positions, noise.REPLACEMENT), len(self._swap_pool))
         shown = corrupt(
@@ -294,7 +300,8 @@ class DynamicMasking(keras.layers.Layer):
         )
         return self._outputs(inputs, shown, selected, capacity)
 
-    def _select(self, inputs, keys, units, selectable, rate, capacity):
+    def _select(self, inputs, keys, units, rate, capacity):
+        selectable = self.selectable(inputs)
         unit_keys = noise.bits(keys, units, noise.SELECT)  # equal inside a unit
         weights = inputs.get("selection_weights")
         if weights is not None:
@@ -336,13 +343,14 @@ class DynamicMasking(keras.layers.Layer):
         none = ops.zeros_like(inputs["token_ids"], dtype="bool")
         return self._outputs(inputs, inputs["token_ids"], none, self.mask_selection_length)
 
-    def _is_token(self, inputs, ids):
+    def _is_token(self, inputs):
         """Neither protected nor padding: what units are made of."""
-        return ~ops.take(self._protected, ids) & ops.cast(inputs.get("padding_mask", True), "bool")
+        protected = ops.take(self._protected, ops.cast(inputs["token_ids"], "int32"))
+        return ~protected & ops.cast(inputs.get("padding_mask", True), "bool")
 
     def _content(self, inputs):
         ids = ops.cast(inputs["token_ids"], "int32")
-        return noise.content_words(ids, self._is_token(inputs, ids))
+        return noise.content_words(ids, self._is_token(inputs))
 
     def _rate_at(self, step, keys):
         """The rate as a float32: for all rows, or `[batch, 1]`."""
@@ -358,17 +366,29 @@ class DynamicMasking(keras.layers.Layer):
 
 def replica_id():
     """Which copy of the model runs: copies of one seed must not share noise."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        context = tf.distribute.get_replica_context() if tf.distribute.has_strategy() else None
-        return 0 if context is None else context.replica_id_in_sync_group
+    context = _replica_context()
+    if context is not None:
+        return context.replica_id_in_sync_group
     if keras.backend.backend() == "torch":
         import torch.distributed
 
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank()
     return 0  # JAX sees one batch, however many devices hold it
+
+
+def sum_over_replicas(total):
+    """`total` added up over the replicas of a `tf.distribute` strategy, if there is one."""
+    context = _replica_context()
+    return total if context is None else context.all_reduce("sum", total)
+
+
+def _replica_context():
+    if keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context() if tf.distribute.has_strategy() else None
 
 
 def _in_tf_data():
@@ -393,7 +413,9 @@ def _rate(rate):
     if not isinstance(rate, (tuple, list)):
         return real("mask_selection_rate", rate, 0, 1)
     require(
-        len(rate) == 2, "`mask_selection_rate` must be a pair (low, high).", mask_selection_rate=rate
+        len(rate) == 2,
+        "`mask_selection_rate` must be a number or a pair (low, high).",
+        mask_selection_rate=rate,
     )
     low, high = (real("mask_selection_rate", edge, 0, 1) for edge in rate)
     require(

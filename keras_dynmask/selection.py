@@ -108,7 +108,9 @@ def scaled(amount, shares, carry=0):
 
 
 def target_positions(selected, capacity):
-    """Positions of the selected, ascending, padded with 0; and which are real.
+    """Positions of the selected, and which of them are real. `[batch, capacity]`.
+
+    Ascending, padded with 0:
 
         selected, capacity=3  [F T F T F]
         positions             [1 3 0]
@@ -126,7 +128,7 @@ def target_positions(selected, capacity):
     )
     positions = ops.reshape(table, (batch, capacity + 1))[:, :capacity]
     real = ops.arange(capacity, dtype="int32") < count_positions(selected)
-    return positions, real  # [batch, capacity]
+    return positions, real
 
 
 def count_positions(chosen):

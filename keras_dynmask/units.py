@@ -31,7 +31,9 @@ def unit_numbers(begins):
 
 
 def heaviest_in_unit(weights, numbers):
-    """Every position takes the largest weight of its unit. `[batch, length]`.
+    """Every position takes the largest weight of its unit.
+
+    All arrays are `[batch, length]`:
 
         weights  [1. 5. 2. 0. 3.]
         numbers  [0  0  1  1  2 ]

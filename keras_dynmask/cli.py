@@ -1,0 +1,234 @@
+"""The command line: arguments in, a `Recipe` or a trained directory out."""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import pathlib
+import sys
+
+from keras_dynmask.errors import need_extra, require, whole
+
+DESCRIPTION = "Dynamic masking for masked language modelling: pretrain, look, fill, export."
+EXAMPLES = """examples:
+  keras-dynmask pretrain                              the embedded corpus, about four minutes
+  keras-dynmask pretrain --corpus 'books/*.txt' --output books --whole-words
+  keras-dynmask pretrain --resume --output books      go on after an interruption
+  keras-dynmask fill-mask books "the [MASK] said nothing"
+  keras-dynmask preview --rate 0.3 --span 3           one sentence at five steps
+  keras-dynmask export books --output serving/books
+"""
+
+
+def main(argv=None):
+    """Run a command; the exit status is 0, or 2 where it can't be done."""
+    arguments = vars(_parser().parse_args(argv))
+    command = arguments.pop("run")
+    try:
+        command(**arguments)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"keras-dynmask: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nkeras-dynmask: interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def pretrain(output, resume, **options):
+    need_extra("text", "tokenizers", "matplotlib")
+    from keras_dynmask import text, training
+    from keras_dynmask.filling import fill_mask
+
+    output = pathlib.Path(output)
+    if resume:
+        recipe = training.load_recipe(training.partial_directory(output))
+        for name, value in vars(dataclasses.replace(recipe, **options)).items():
+            require(
+                value == getattr(recipe, name),
+                f"`{name}` must be what the interrupted run began with, {getattr(recipe, name)!r}.",
+                **{name: value},
+            )
+    else:
+        recipe = training.Recipe(**options)
+    try:
+        report = training.train(
+            recipe, output, resume=resume, announce=print, live=sys.stdout.isatty()
+        )
+    except KeyboardInterrupt:
+        print(f"\nGo on with: keras-dynmask pretrain --resume --output {output}", file=sys.stderr)
+        raise
+
+    print(
+        f"\nheld-out masked loss  {report['masked_loss']:.3f} nats"
+        f"   (guessing by frequency: {report['unigram_loss']:.3f})\n"
+        f"held-out accuracy     {report['masked_accuracy']:.1%}\n"
+        f"held-out perplexity   {report['perplexity']:.1f}\n"
+    )
+    print(f"{report['example']}\n  ({report['example_word']!r} stood there)")
+    tokenizer = text.load_tokenizer(output / "tokenizer.json")
+    _print_guesses(fill_mask(training.load_model(output), tokenizer, report["example"]))
+    print(f"\n{output}/ holds {', '.join(sorted(path.name for path in output.iterdir()))}.")
+
+
+def fill(directory, sentence, top):
+    need_extra("text", "tokenizers")
+    from keras_dynmask import text, training
+    from keras_dynmask.filling import fill_mask
+
+    model = training.load_model(directory)
+    tokenizer = text.load_tokenizer(pathlib.Path(directory) / "tokenizer.json")
+    _print_guesses(fill_mask(model, tokenizer, sentence, whole("top", top, 1)))
+
+
+def show(sentence, model, rate, span, whole_words, independent, steps, seed):
+    need_extra("text", "tokenizers", "rich")
+    from rich.console import Console
+
+    from keras_dynmask import preview, text
+    from keras_dynmask.masking import DynamicMasking
+
+    sentence = sentence or preview.EXAMPLE
+    require(
+        model or not whole_words,
+        "`whole_words` needs the tokenizer of a trained directory: --model DIR.",
+        whole_words=whole_words,
+    )
+    continuations = None
+    if model:
+        tokenizer = text.load_tokenizer(pathlib.Path(model) / "tokenizer.json")
+        splitter = preview.Pieces(tokenizer)
+        continuations = text.continuation_ids(tokenizer) if whole_words else None
+    else:
+        splitter = preview.Words(sentence)
+    masking = DynamicMasking(
+        len(splitter.tokens),
+        rate,
+        text.SPECIAL_TOKENS.index(text.MASK),
+        unselectable_token_ids=range(len(text.SPECIAL_TOKENS)),
+        exact_count=not independent,
+        mean_span_length=span,
+        continuation_token_ids=continuations,
+        seed=seed,
+    )
+    console = Console(highlight=False)
+    for line in preview.preview(masking, splitter, sentence, whole("steps", steps, 1)):
+        console.print(line)
+    console.print()
+    console.print(preview.legend())
+
+
+def export(directory, output):
+    from keras_dynmask import training
+
+    output = pathlib.Path(output or pathlib.Path(directory) / "saved_model")
+    require(not output.exists(), "`output` must not exist yet.", output=str(output))
+    model = training.load_model(directory)
+    with training.replacing(output) as path:
+        model.export(path)
+    print(f"{output} serves token ids to logits (`serve`) and hidden states (`encode`).")
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        "keras-dynmask",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = importlib.metadata.version("keras-dynmask")
+    parser.add_argument("--version", action="version", version=f"keras-dynmask {version}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name, run, help, example):
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=f"example:\n  keras-dynmask {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command(
+        "pretrain",
+        pretrain,
+        "train a small encoder with dynamic masking",
+        "pretrain --corpus 'books/*.txt' --output books --whole-words",
+    )
+    sub.add_argument("--output", default="pretrained", help="directory to make (%(default)s)")
+    sub.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    recipe = sub.add_argument_group("recipe", argument_default=argparse.SUPPRESS)
+    _add_recipe_options(recipe)
+
+    sub = command(
+        "fill-mask",
+        fill,
+        "show what a trained model puts in place of [MASK]",
+        'fill-mask pretrained "the [MASK] statement raises an exception"',
+    )
+    sub.add_argument("directory", help="what pretrain made")
+    sub.add_argument("sentence", help="text with [MASK]")
+    sub.add_argument("--top", type=int, default=5, help="guesses for each (%(default)s)")
+
+    sub = command(
+        "preview",
+        show,
+        "show one text at several steps: hidden, swapped and kept tokens",
+        "preview --rate 0.3 --span 3",
+    )
+    sub.add_argument("sentence", nargs="?", help="text to mask")
+    sub.add_argument("--model", metavar="DIR", help="use the tokenizer of this directory")
+    sub.add_argument("--rate", type=float, default=0.15, help="share selected (%(default)s)")
+    sub.add_argument("--span", type=float, default=1.0, help="mean span length (%(default)s)")
+    sub.add_argument("--whole-words", action="store_true", help="never split a word")
+    sub.add_argument("--independent", action="store_true", help="independent draws, no count")
+    sub.add_argument("--steps", type=int, default=5, help="how many masks (%(default)s)")
+    sub.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+
+    sub = command(
+        "export",
+        export,
+        "write the SavedModel of a trained directory",
+        "export pretrained --output serving/pretrained",
+    )
+    sub.add_argument("directory", help="what pretrain made")
+    sub.add_argument("--output", help="directory to make (DIR/saved_model)")
+    return parser
+
+
+def _add_recipe_options(group):
+    def option(flag, name, help, **kwargs):
+        group.add_argument(flag, dest=name, help=help, **kwargs)
+
+    option("--corpus", "corpus", "text files or glob patterns (the Python language reference)",
+           nargs="+", metavar="FILE")  # fmt: skip
+    option("--masking", "masking", "a fresh mask at every step, or one for good (dynamic)",
+           choices=("dynamic", "static"))  # fmt: skip
+    option("--rate", "mask_selection_rate", "share of the tokens selected (0.15)", type=float)
+    option("--span", "mean_span_length", "mean length of what is masked together (1)", type=float)
+    option("--whole-words", "whole_words", "never split a word", action="store_true")
+    option("--epochs", "epochs", "passes over the corpus (40)", type=int)
+    option("--batch-size", "batch_size", "rows per step (32)", type=int)
+    option("--length", "length", "tokens per row (64)", type=int)
+    option("--vocabulary-size", "vocabulary_size", "word pieces to learn (4000)", type=int)
+    option("--validation-share", "validation_share", "share held out (0.125)", type=float)
+    option("--layers", "num_layers", "blocks of the encoder (2)", type=int)
+    option("--heads", "num_heads", "attention heads (4)", type=int)
+    option("--hidden", "hidden_dim", "size of a hidden state (128)", type=int)
+    option("--intermediate", "intermediate_dim", "size inside the feed-forward (256)", type=int)
+    option("--dropout", "dropout", "share dropped (0.1)", type=float)
+    option("--learning-rate", "learning_rate", "at its peak (0.001)", type=float)
+    option("--seed", "seed", "of weights, batches and masks (0)", type=int)
+
+
+def _print_guesses(guesses):
+    for number, best in enumerate(guesses, start=1):
+        if len(guesses) > 1:
+            print(f"[MASK] {number}")
+        for guess in best:
+            print(f"  {guess.probability:6.1%}  {guess.token}")
+
+
+def _one_line(error):
+    return " ".join(str(error).split())

@@ -1,0 +1,72 @@
+"""What a trained model puts in place of `[MASK]`."""
+
+import dataclasses
+
+import numpy as np
+from keras import ops
+
+from keras_dynmask import text
+from keras_dynmask.errors import require
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+    token: str
+    probability: float
+
+
+def fill_mask(model, tokenizer, sentence, top=5):
+    """The most probable tokens for each `[MASK]` of a sentence.
+
+    Args:
+        model: a `MaskedLanguageModel`.
+        tokenizer: its `tokenizers.Tokenizer`.
+        sentence: str, with at least one `[MASK]`.
+        top: int, how many guesses for each.
+
+    Returns:
+        For each `[MASK]` a list of `Guess`, most probable first. Special tokens are
+        never guessed.
+
+    Raises:
+        ValueError: where there is nothing to fill.
+    """
+    ids = np.array([tokenizer.encode(sentence).ids], "int32")  # [1, length]
+    places = np.flatnonzero(ids[0] == tokenizer.token_to_id(text.MASK))
+    require(len(places) > 0, f"`sentence` must hold {text.MASK}.", sentence=sentence)
+    logits = np.array(ops.convert_to_numpy(model(ids, training=False)), "float64")[0, places]
+    logits[:, text.special_ids(tokenizer)] = -np.inf
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return [
+        [Guess(tokenizer.id_to_token(int(i)), float(row[i])) for i in np.argsort(-row)[:top]]
+        for row in probabilities
+    ]
+
+
+def masked_example(tokenizer, rows):
+    """A passage to try, with one word masked: the one that reads most like prose.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`.
+        rows: ids `[rows, length]`.
+
+    Returns:
+        The passage with `[MASK]`, and the word that stood there.
+    """
+    pieces = set(text.continuation_ids(tokenizer))
+
+    def words(row):
+        """Places of whole words."""
+        follows = [*row[1:], 0]
+        return [
+            place
+            for place, (index, after) in enumerate(zip(row, follows, strict=True))
+            if tokenizer.id_to_token(index).isalpha() and not {index, after} & pieces
+        ]
+
+    passages = [[int(index) for index in row[:20]] for row in rows]
+    row = max(passages, key=lambda passage: len(words(passage)))
+    place = max(words(row)[2:-2] or [0], key=lambda index: len(tokenizer.id_to_token(row[index])))
+    before, after = tokenizer.decode(row[:place]), tokenizer.decode(row[place + 1 :])
+    return f"{before} {text.MASK} {after}".strip(), tokenizer.id_to_token(row[place])

@@ -1,0 +1,338 @@
+"""`MaskedLanguageModel`: where masking, encoder and objective meet."""
+
+import contextlib
+import contextvars
+
+import keras
+from keras import layers, ops
+
+from keras_dynmask.encoder import TransformerEncoder
+from keras_dynmask.errors import require
+from keras_dynmask.masking import DynamicMasking, sum_over_replicas
+from keras_dynmask.objective import hits, states_at, token_losses, weighted_mean
+
+# Keras runs a test step and a prediction alike, with training=False; this tells them
+# apart. A context variable, because each replica's step is traced in its own thread.
+_EVALUATING = contextvars.ContextVar("evaluating", default=False)
+
+
+@keras.saving.register_keras_serializable(package="keras_dynmask")
+class MaskedLanguageModel(keras.Model):
+    """Trains an encoder to predict masked tokens, from token ids and nothing else.
+
+    `fit` masks each batch afresh. `evaluate` masks by the rows' own content, so its
+    numbers compare between epochs, batch sizes, orders and processes. `predict`, a
+    plain call and the exported model leave the ids untouched and give logits for
+    every position.
+
+    The loss is the cross-entropy averaged over the selected tokens (0 where a batch
+    has none), and logits are computed at those positions only. `compile` takes an
+    optimizer and no loss. Logged beside `loss` (the mean over batches) are means over
+    selected tokens, which do not move with the batch size: `masked_loss`,
+    `masked_accuracy`, `perplexity`; and `selection_rate`, the share of the selectable
+    tokens that really was selected.
+
+    Saving stores the masks' step and the state of every dropout layer too: a run that
+    is stopped and resumed ends as if it had never stopped.
+
+    Args:
+        encoder: a `TransformerEncoder`, a Keras model from token ids (or from a dict
+            of `token_ids`, `padding_mask`, `segment_ids`) to hidden states `[batch,
+            length, dim]`, or a KerasHub backbone. Where it has a `token_embedding`,
+            the head shares its weights.
+        masking: a `DynamicMasking` layer.
+        **kwargs: `name`, `dtype` of `keras.Model`.
+
+    Call arguments:
+        inputs: integers `[batch, length]`, or a dict as `DynamicMasking` takes it. A
+            dict that holds `mask_positions` is masked already (see `mask_dataset`):
+            logits are given at those positions, and `fit` takes the labels and
+            weights from the dataset.
+        training: bool or None. True masks.
+
+    Returns:
+        Logits `[batch, length, vocabulary]`. With `training=True` a dict: `logits`
+        `[batch, K, vocabulary]` at the selected positions, and `DynamicMasking`'s
+        outputs.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what was received.
+
+    Example:
+
+    >>> encoder = TransformerEncoder(100, num_layers=1, num_heads=2, hidden_dim=16,
+    ...                              intermediate_dim=32)
+    >>> masking = DynamicMasking(100, mask_selection_rate=0.15, mask_token_id=1, seed=0)
+    >>> model = MaskedLanguageModel(encoder, masking)
+    >>> model.compile("adam")
+    >>> token_ids = np.random.default_rng(0).integers(2, 100, (64, 20))
+    >>> history = model.fit(token_ids, epochs=2, verbose=0)
+    >>> sorted(history.history)
+    ['loss', 'masked_accuracy', 'masked_loss', 'perplexity', 'selection_rate']
+
+    References:
+        Devlin et al. 2019 (the objective), Liu et al. 2019 (a fresh mask each time),
+        Press and Wolf 2017 (the shared embedding).
+    """
+
+    def __init__(self, encoder, masking, **kwargs):
+        super().__init__(**kwargs)
+        require(
+            isinstance(masking, DynamicMasking),
+            "`masking` must be a DynamicMasking layer.",
+            masking=masking,
+        )
+        require(
+            isinstance(encoder, layers.Layer),
+            "`encoder` must be a Keras model or layer.",
+            encoder=encoder,
+        )
+        self.encoder = encoder
+        self.masking = masking
+        hidden = self.encode(keras.Input((None,), dtype="int32"))  # builds the encoder, too
+        require(
+            len(hidden.shape) == 3 and hidden.shape[-1] is not None,
+            "`encoder` must give hidden states of shape [batch, length, dim].",
+            shape=tuple(hidden.shape),
+        )
+        embedding = getattr(encoder, "token_embedding", None)
+        self.head = MaskedLanguageModelHead(
+            masking.vocabulary_size,
+            embedding_dim=None if embedding is None else embedding.embeddings.shape[-1],
+            dtype=self.dtype_policy,
+            name="head",
+        )
+        require(
+            embedding is None or embedding.embeddings.shape[0] == masking.vocabulary_size,
+            "`encoder` and `masking` must have the same vocabulary size.",
+            encoder=None if embedding is None else embedding.embeddings.shape[0],
+            masking=masking.vocabulary_size,
+        )
+        self.head.build(hidden.shape)
+        self.masked_loss = keras.metrics.Mean(name="masked_loss")
+        self.masked_accuracy = keras.metrics.Mean(name="masked_accuracy")
+        self.perplexity = Perplexity(name="perplexity")
+        self.selection_rate = keras.metrics.Mean(name="selection_rate")
+        self.built = True
+
+    # Forward.
+
+    def call(self, inputs, training=None):
+        features = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
+        if "mask_positions" in features:
+            return self._logits(features, training)
+        if not training and not _EVALUATING.get():
+            return self._logits(features, training)
+        capacity = self.masking.selection_capacity(ops.shape(features["token_ids"])[1])
+        mask = self.masking.mask if training else self.masking.mask_fixed
+        masked = mask(features, selection_length=capacity)
+        return {**masked, "logits": self._logits(masked, training)}
+
+    def encode(self, inputs, training=None):
+        """Hidden states `[batch, length, dim]` of untouched token ids."""
+        features = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
+        expected = getattr(self.encoder, "input", None) if self.encoder.built else None
+        if isinstance(self.encoder, TransformerEncoder):
+            expected = [name for name in ("token_ids", "padding_mask") if name in features]
+        if isinstance(expected, (dict, list)):
+            known = {
+                "token_ids": lambda: features["token_ids"],
+                "padding_mask": lambda: self._padding_mask(features),
+                "segment_ids": lambda: ops.zeros_like(features["token_ids"]),
+            }
+            hidden = self.encoder({name: known[name]() for name in expected}, training=training)
+        else:
+            hidden = self.encoder(features["token_ids"], training=training)
+        return hidden["sequence_output"] if isinstance(hidden, dict) else hidden
+
+    def _padding_mask(self, features):
+        if "padding_mask" in features:
+            return features["padding_mask"]
+        padding = getattr(self.encoder, "padding_token_id", 0)
+        return ops.not_equal(features["token_ids"], padding)
+
+    def _logits(self, features, training):
+        hidden = self.encode(features, training=training)
+        if "mask_positions" in features:
+            hidden = states_at(hidden, features["mask_positions"])
+        return self.to_logits(hidden)
+
+    def to_logits(self, hidden):
+        """Hidden states `[..., dim]` to logits `[..., vocabulary]`."""
+        embedding = getattr(self.encoder, "token_embedding", None)
+        return self.head(hidden, None if embedding is None else embedding.embeddings)
+
+    # Training and evaluation.
+
+    def test_step(self, *args, **kwargs):
+        with _evaluating():
+            return super().test_step(*args, **kwargs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        require(
+            self._compile_loss is None,
+            "`compile` must leave `loss` unset: the model brings its own.",
+            loss=self.loss,
+        )
+        masked_here = isinstance(y_pred, dict)
+        require(
+            not masked_here or y is None,
+            "`y` must be left out: the labels are the masked tokens. (A dataset that is masked "
+            "already must hold `mask_positions`: give its masking a `mask_selection_length`.)",
+            y=y,
+        )
+        logits, labels, weights = _targets(x, y, y_pred, sample_weight)
+        losses = token_losses(logits, labels)
+        total = ops.sum(weights)
+        loss = weighted_mean(losses, weights)
+        self.masked_loss.update_state(loss, sample_weight=total)
+        self.perplexity.update_state(loss, sample_weight=total)
+        self.masked_accuracy.update_state(hits(logits, labels), sample_weight=weights)
+        if masked_here or (isinstance(x, dict) and "mask_positions" in x):
+            masked = y_pred if masked_here else {**x, "mask_weights": weights}
+            share, selectable = self._selection_rate(masked)
+            self.selection_rate.update_state(share, sample_weight=selectable)
+        # Replicas' gradients are summed, so each divides by what all of them selected.
+        loss = weighted_mean(losses, weights, sum_over_replicas(total))
+        return loss + sum(ops.sum(extra) for extra in self.losses)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        logits, labels, weights = _targets(x, y, y_pred, sample_weight)
+        return super().compute_metrics(x, labels, logits, weights)
+
+    def _selection_rate(self, masked):
+        """The selected as a share of the selectable, and the number of the latter.
+
+        The ids are masked by now, and the mask token may be protected: count the
+        selected, and what is still selectable beside them.
+        """
+        real = masked["mask_weights"] > 0
+        left = ops.cast(self.masking.selectable(masked), "float32")
+        left_at_selected = ops.take_along_axis(left, masked["mask_positions"], axis=1)
+        selected = ops.sum(ops.cast(real, "float32"))
+        selectable = selected + ops.sum(left) - ops.sum(ops.where(real, left_at_selected, 0.0))
+        return ops.divide_no_nan(selected, selectable), selectable
+
+    # Saving.
+
+    def export(self, filepath, **kwargs):
+        """Write a SavedModel with endpoints `serve` (ids to logits) and `encode`.
+
+        See `keras_dynmask.export.export_saved_model`.
+        """
+        from keras_dynmask.export import export_saved_model
+
+        export_saved_model(self, filepath, **kwargs)
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for name, state in self._dropout_states():
+            store[name] = ops.convert_to_numpy(state)
+
+    def load_own_variables(self, store):
+        states = dict(self._dropout_states())
+        stored = {name: store[name] for name in store.keys()}  # noqa: SIM118 - an HDF5 group
+        super().load_own_variables({k: v for k, v in stored.items() if k not in states})
+        for name in states.keys() & stored.keys():
+            states[name].assign(stored[name])
+
+    def _dropout_states(self):
+        """The state of every random generator below the model: Keras saves none of them."""
+        generators = []
+        for layer in self._flatten_layers():
+            generators += getattr(layer, "_seed_generators", [])
+        return [(f"random_state_{index}", each.state) for index, each in enumerate(generators)]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "masking": keras.saving.serialize_keras_object(self.masking),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name])
+            for name in ("encoder", "masking")
+        }
+        return cls(**{**config, **parts})
+
+
+@keras.saving.register_keras_serializable(package="keras_dynmask")
+class MaskedLanguageModelHead(layers.Layer):
+    """Hidden states to logits, through an embedding that may be the encoder's own.
+
+    Args:
+        vocabulary_size: int.
+        embedding_dim: int, the size of the embedding that the call brings; or None for
+            a head with output weights of its own.
+    """
+
+    def __init__(self, vocabulary_size, embedding_dim=None, **kwargs):
+        super().__init__(**kwargs)
+        self.vocabulary_size = vocabulary_size
+        self.embedding_dim = embedding_dim
+
+    def build(self, input_shape):
+        dim = input_shape[-1] if self.embedding_dim is None else self.embedding_dim
+        self.transform = layers.Dense(
+            dim, activation="gelu", dtype=self.dtype_policy, name="transform"
+        )
+        self.transform.build(input_shape)
+        self.normalization = layers.RMSNormalization(
+            epsilon=1e-6, dtype=self.dtype_policy, name="normalization"
+        )
+        self.normalization.build((*input_shape[:-1], dim))
+        self.bias = self.add_weight(name="bias", shape=(self.vocabulary_size,), initializer="zeros")
+        if self.embedding_dim is None:
+            self.output_embedding = self.add_weight(
+                name="output_embedding",
+                shape=(self.vocabulary_size, dim),
+                initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+            )
+        self.built = True
+
+    def call(self, hidden, embedding=None):
+        embedding = self.output_embedding if embedding is None else embedding
+        embedding = ops.cast(embedding, self.compute_dtype)  # [vocabulary, dim]
+        features = self.normalization(self.transform(hidden))
+        return ops.matmul(features, ops.transpose(embedding)) + self.bias
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "embedding_dim": self.embedding_dim,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_dynmask")
+class Perplexity(keras.metrics.Mean):
+    """exp of the mean loss in nats: how many tokens the model wavers between."""
+
+    def result(self):
+        return ops.exp(super().result())
+
+
+def _targets(x, y, y_pred, sample_weight):
+    """Logits, labels and weights, all at the same positions."""
+    if isinstance(y_pred, dict):  # masked by the model
+        weights = y_pred["mask_weights"]
+        if sample_weight is not None:  # one weight per row
+            weights = weights * ops.reshape(ops.cast(sample_weight, weights.dtype), (-1, 1))
+        return y_pred["logits"], y_pred["mask_ids"], weights
+    if y is not None:  # masked by the dataset
+        weights = ops.ones_like(y) if sample_weight is None else sample_weight
+        return y_pred, y, ops.cast(weights, "float32")
+    token_ids = x["token_ids"] if isinstance(x, dict) else x  # Keras tries the shapes
+    return y_pred, token_ids, ops.zeros_like(token_ids, dtype="float32")
+
+
+@contextlib.contextmanager
+def _evaluating():
+    token = _EVALUATING.set(True)
+    try:
+        yield
+    finally:
+        _EVALUATING.reset(token)

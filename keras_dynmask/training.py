@@ -1,0 +1,409 @@
+"""The main job: from text to a trained model, a SavedModel and a picture of the loss."""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shutil
+import time
+
+import keras
+import numpy as np
+
+from keras_dynmask import text
+from keras_dynmask.encoder import TransformerEncoder
+from keras_dynmask.errors import require, whole
+from keras_dynmask.filling import masked_example
+from keras_dynmask.masking import DynamicMasking
+from keras_dynmask.model import MaskedLanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run. The defaults suit the embedded corpus and two cores."""
+
+    corpus: tuple = ()  # files or glob patterns; none: the embedded corpus
+    masking: str = "dynamic"  # or "static": each row keeps the mask of its first epoch
+    mask_selection_rate: float = 0.15  # Devlin et al. 2019
+    mean_span_length: float = 1.0
+    whole_words: bool = False
+    vocabulary_size: int = 4000  # a corpus of 10^5 words holds few words often enough
+    length: int = 64  # half of BERT's first phase: three sentences
+    validation_share: float = 0.125  # every eighth document
+    num_layers: int = 2
+    num_heads: int = 4
+    hidden_dim: int = 128
+    intermediate_dim: int = 256  # gated, so worth about 1.5 times as much
+    dropout: float = 0.1
+    epochs: int = 40  # enough for a static mask to be learnt by heart
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup_share: float = 0.1
+    weight_decay: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "corpus", tuple(str(pattern) for pattern in self.corpus))
+        require(
+            self.masking in ("dynamic", "static"),
+            "`masking` must be 'dynamic' or 'static'.",
+            masking=self.masking,
+        )
+        for name in ("length", "batch_size", "epochs", "num_layers", "num_heads"):
+            whole(name, getattr(self, name), 1)
+        whole("vocabulary_size", self.vocabulary_size, 2 * len(text.SPECIAL_TOKENS))
+        whole("seed", self.seed, 0, 2**32 - 1)
+        for name in ("validation_share", "learning_rate"):
+            require(
+                0 < getattr(self, name) <= 0.5,
+                f"`{name}` must be in (0, 0.5].",
+                **{name: getattr(self, name)},
+            )
+
+    def read_corpus(self):
+        return text.read_corpus(self.corpus) if self.corpus else text.embedded_corpus()
+
+    def build_model(self, tokenizer, steps):
+        """A compiled model for the tokenizer, for a run of so many steps."""
+        keras.utils.set_random_seed(self.seed)
+        vocabulary_size = tokenizer.get_vocab_size()
+        encoder = TransformerEncoder(
+            vocabulary_size,
+            self.num_layers,
+            self.num_heads,
+            self.hidden_dim,
+            self.intermediate_dim,
+            dropout=self.dropout,
+            padding_token_id=tokenizer.token_to_id(text.PADDING),
+        )
+        masking = DynamicMasking(
+            vocabulary_size,
+            self.mask_selection_rate,
+            tokenizer.token_to_id(text.MASK),
+            unselectable_token_ids=text.special_ids(tokenizer),
+            mean_span_length=self.mean_span_length,
+            continuation_token_ids=text.continuation_ids(tokenizer) if self.whole_words else None,
+            seed=self.seed,
+        )
+        model = MaskedLanguageModel(encoder, masking)
+        warmup = math.ceil(self.warmup_share * steps)
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, steps - warmup, warmup_target=self.learning_rate, warmup_steps=warmup
+        )
+        model.compile(
+            keras.optimizers.AdamW(schedule, weight_decay=self.weight_decay),
+            # XLA: a quarter less time per step here, for six seconds of compilation.
+            jit_compile=True if keras.backend.backend() == "tensorflow" else "auto",
+        )
+        return model
+
+
+class ShuffledRows(keras.utils.PyDataset):
+    """Batches of rows in an order that depends on the seed and the epoch alone.
+
+    So a run that is resumed at an epoch goes on with the batches it would have had.
+
+    Args:
+        data: arrays with one entry per row, in any structure (a dict, a tuple).
+        batch_size: int.
+        seed: int.
+        epoch: int, the first epoch.
+    """
+
+    def __init__(self, data, batch_size, seed, epoch=0):
+        super().__init__()
+        self.data = data
+        self.rows = len(keras.tree.flatten(data)[0])
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self):
+        return max(1, self.rows // self.batch_size)  # equal batches: the rest waits
+
+    def __getitem__(self, index):
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
+        rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+        return keras.tree.map_structure(lambda array: array[rows], self.data)
+
+    def on_epoch_end(self):
+        self.epoch += 1
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """After each epoch: the model with all its state, and the history so far.
+
+    Both are written under another name first, so a kill leaves the last whole ones.
+    """
+
+    def __init__(self, directory, history):
+        super().__init__()
+        self.directory = directory
+        self.history = history
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {name: float(value) for name, value in logs.items()}
+        self.history.append({"epoch": epoch + 1, **row})
+        with replacing(self.directory / "history.csv") as path:
+            write_history(path, self.history)
+        with replacing(self.directory / "checkpoint.keras") as path:
+            self.model.save(path)
+
+
+class Progress(keras.callbacks.Callback):
+    """A line per epoch; on a terminal it grows with the steps.
+
+    Args:
+        announce: function of a string.
+        unigram_loss: float, the baseline to show beside the held-out loss.
+        live: bool, whether to redraw the line at each step.
+    """
+
+    def __init__(self, announce, unigram_loss, live):
+        super().__init__()
+        self.announce = announce
+        self.unigram_loss = unigram_loss
+        self.live = live
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.began = time.monotonic()
+        self.title = f"epoch {epoch + 1:3}/{self.params['epochs']}"
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.live:
+            done = (batch + 1) / self.params["steps"]
+            bar = "#" * round(20 * done)
+            print(f"\r{self.title}  [{bar:20}]  loss {logs['masked_loss']:.3f}", end="", flush=True)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.announce(
+            f"{self._clear()}{self.title}  loss {logs['masked_loss']:.3f}"
+            f"  held out {logs['val_masked_loss']:.3f} (by frequency {self.unigram_loss:.3f})"
+            f"  accuracy {logs['val_masked_accuracy']:.1%}"
+            f"  {time.monotonic() - self.began:.1f} s"
+        )
+
+    def _clear(self):
+        return "\r" + " " * 60 + "\r" if self.live else ""
+
+
+def partial_directory(output):
+    """Where a run works until it is finished."""
+    return output.with_name(output.name + ".partial")
+
+
+def train(recipe, output, *, resume=False, announce=lambda message: None, live=False):
+    """Runs a recipe and leaves everything it made in a directory.
+
+    Works in `output` + ".partial", which an interrupted run leaves behind and
+    `resume=True` goes on from: the result is what it would have been. The finished
+    directory appears at once and whole. It holds `recipe.json`, `tokenizer.json`,
+    `model.keras`, `saved_model/` (where TensorFlow is installed), `history.csv`,
+    `loss.png` and `report.json`.
+
+    Args:
+        recipe: a `Recipe`.
+        output: the directory to make; it must not exist.
+        resume: bool, go on with an interrupted run.
+        announce: function of a string, such as `print`, told how the run goes.
+        live: bool, whether to draw a progress bar on the terminal, too.
+
+    Returns:
+        A dict: the held-out `masked_loss`, `masked_accuracy` and `perplexity`;
+        `unigram_loss`, the baseline beside them; and an `example` of the held-out text
+        with `[MASK]` in place of its `example_word`.
+
+    Raises:
+        ValueError: naming what was expected and what was received.
+    """
+    output = pathlib.Path(output)
+    require(not output.exists(), "`output` must not exist yet.", output=str(output))
+    partial = partial_directory(output)
+    if resume:
+        require(
+            (partial / "rows.npz").exists(),
+            f"There is no interrupted run to resume: no {partial}.",
+            output=str(output),
+        )
+    else:
+        require(
+            not partial.exists(),
+            f"`output` is in use by an interrupted run, {partial}: resume it, or remove it.",
+            output=str(output),
+        )
+        prepare(recipe, partial)
+    with locked(partial):
+        return _train(recipe, partial, output, announce, live)
+
+
+def prepare(recipe, partial):
+    """Reads the corpus, learns the tokenizer, packs the rows: what a run starts from."""
+    documents, held_out = text.split_documents(recipe.read_corpus(), recipe.validation_share)
+    tokenizer = text.train_tokenizer(documents, recipe.vocabulary_size)
+    rows = text.pack(tokenizer, documents, recipe.length)
+    held_out_rows = text.pack(tokenizer, held_out, recipe.length)
+    with replacing(partial) as path:
+        path.mkdir(parents=True)
+        (path / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2))
+        tokenizer.save(str(path / "tokenizer.json"))
+        np.savez(path / "rows.npz", rows=rows, held_out_rows=held_out_rows)
+
+
+def load_recipe(directory):
+    """The recipe of a directory that `train` made or is making.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    path = pathlib.Path(directory) / "recipe.json"
+    try:
+        return Recipe(**json.loads(path.read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"`{path}` must be a recipe that pretrain wrote.") from error
+
+
+def load_model(directory):
+    """The trained model of a directory that `train` made.
+
+    Raises:
+        ValueError: where there is none, or it is broken.
+    """
+    path = pathlib.Path(directory) / "model.keras"
+    require(path.is_file(), "`directory` must be one that pretrain made.", directory=str(directory))
+    try:
+        return keras.models.load_model(path)
+    except Exception as error:  # zip, HDF5 and JSON each have their own
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"`{path}` must be a whole model file. Received: {reason}") from error
+
+
+def _train(recipe, partial, output, announce, live):
+    tokenizer = text.load_tokenizer(partial / "tokenizer.json")
+    arrays = np.load(partial / "rows.npz")
+    rows, held_out_rows = arrays["rows"], arrays["held_out_rows"]
+    steps_per_epoch = len(ShuffledRows(rows, recipe.batch_size, recipe.seed))
+
+    checkpoint = partial / "checkpoint.keras"
+    if checkpoint.exists():
+        model = keras.models.load_model(checkpoint)
+        epoch = int(model.optimizer.iterations) // steps_per_epoch
+        history = read_history(partial / "history.csv")[:epoch]
+    else:
+        model = recipe.build_model(tokenizer, recipe.epochs * steps_per_epoch)
+        epoch, history = 0, []
+
+    announce(
+        f"{len(rows):,} rows of {recipe.length} tokens, {len(held_out_rows):,} more held out; "
+        f"vocabulary {tokenizer.get_vocab_size():,}; {model.count_params():,} weights; "
+        f"{recipe.masking} masks; epochs {epoch + 1} to {recipe.epochs}"
+    )
+    unigram_loss = text.unigram_loss(
+        rows, held_out_rows, tokenizer.get_vocab_size(), text.special_ids(tokenizer)
+    )
+    data = rows if recipe.masking == "dynamic" else masked_once(model.masking, rows)
+    model.fit(
+        ShuffledRows(data, recipe.batch_size, recipe.seed, epoch),
+        validation_data=(held_out_rows,),
+        validation_batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        initial_epoch=epoch,
+        callbacks=[Checkpoint(partial, history), Progress(announce, unigram_loss, live)],
+        verbose=0,
+        shuffle=False,
+    )
+    example, example_word = masked_example(tokenizer, held_out_rows)
+    report = {
+        "example": example,
+        "example_word": example_word,
+        "unigram_loss": unigram_loss,
+        **{name: history[-1][f"val_{name}"] for name in REPORTED},
+    }
+    (partial / "report.json").write_text(json.dumps(report, indent=2))
+    model.save(partial / "model.keras")
+    if keras.backend.backend() == "tensorflow":
+        model.export(partial / "saved_model")
+    draw_losses(history, unigram_loss, partial / "loss.png")
+    for leftover in ("checkpoint.keras", "rows.npz", "lock"):
+        (partial / leftover).unlink(missing_ok=True)
+    partial.rename(output)
+    return report
+
+
+REPORTED = ("masked_loss", "masked_accuracy", "perplexity")
+
+
+def masked_once(masking, rows):
+    """Static masking: the rows with the masks of step 0, as a dataset brings them."""
+    capacity = masking.selection_capacity(rows.shape[1])
+    masked = masking.mask({"token_ids": keras.ops.convert_to_tensor(rows)}, 0, capacity)
+    masked = {name: keras.ops.convert_to_numpy(value) for name, value in masked.items()}
+    labels, weights = masked.pop("mask_ids"), masked.pop("mask_weights")
+    return masked, labels, weights
+
+
+def draw_losses(history, unigram_loss, path):
+    """A picture of the loss against epochs, beside the unigram baseline."""
+    from matplotlib.figure import Figure
+
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(unigram_loss, color="0.6", linestyle="--", label="unigram baseline")
+    axes.plot(epochs, [row["masked_loss"] for row in history], label="training, with dropout")
+    axes.plot(epochs, [row["val_masked_loss"] for row in history], label="held out, fixed masks")
+    axes.set(xlabel="epoch", ylabel="masked-token loss (nats)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def write_history(path, history):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, history[0])
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def read_history(path):
+    with open(path, newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Gives another name to write to, and renames what was written to `path`."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f"{path.stem}.writing{path.suffix}")
+    _remove(temporary)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(directory):
+    """Keeps a second run out of the directory. The lock dies with its process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: no lock
+        yield
+        return
+    with open(directory / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"`output` is in use by another run, {directory}.") from error
+        yield

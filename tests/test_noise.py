@@ -1,0 +1,257 @@
+"""Noise is a published generator, well mixed along every axis, and the same everywhere."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import oracle
+import pytest
+from keras import ops
+from scipy import stats
+
+from keras_dynmask import DynamicMasking, noise
+
+ALPHA = 1e-6
+TESTS = pathlib.Path(__file__).parent
+
+
+def as_words(tensor):
+    return ops.convert_to_numpy(tensor).astype(np.uint32)
+
+
+def int32(numbers):
+    return ops.convert_to_tensor(np.asarray(numbers).astype(np.uint32).view(np.int32))
+
+
+def column(numbers):
+    return ops.expand_dims(int32(numbers), 1)
+
+
+def some_bits(seed=0, step=0, replica=0, rows=1, positions=1, stream=noise.SELECT):
+    """`[rows, positions]` unsigned words."""
+    keys = noise.row_keys(seed, (step, replica), noise.words(ops.arange(rows, dtype="int32")))
+    return as_words(noise.bits(keys, ops.arange(positions, dtype="int32"), stream))
+
+
+@pytest.mark.parametrize(
+    ("key", "counter", "expected"),
+    [
+        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 2, (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+    ],
+)
+def test_threefry_gives_the_known_answers_of_random123(key, counter, expected):
+    words = noise.threefry([column([k]) for k in key], [column([c]) for c in counter])
+    assert tuple(int(as_words(word)[0, 0]) for word in words) == expected
+    assert oracle.threefry(key, counter) == expected
+
+
+@pytest.mark.parametrize(
+    ("seed", "step", "replica", "row", "position", "stream", "expected"),
+    [
+        (0, 0, 0, 0, 0, 0, 0xEAA27475),
+        (0, 0, 0, 0, 1, 0, 0xFFAF3A44),
+        (0, 0, 0, 1, 0, 0, 0x4EFB5E0F),
+        (0, 0, 1, 0, 0, 0, 0xECBAA799),
+        (0, 1, 0, 0, 0, 0, 0x45A1BA7F),
+        (1, 0, 0, 0, 0, 0, 0x844FBE97),
+        (0, 0, 0, 0, 0, 4, 0x1587F5F6),
+        (2**64 - 1, 2**31 - 1, 7, 2**31 - 1, 511, 3, 0xD4BC56A8),
+        (20240229, 123456, 0, 31, 127, 2, 0x1AC3CEC8),
+    ],
+)
+def test_frozen_bits(seed, step, replica, row, position, stream, expected):
+    """A released stream never changes: whoever resumes a run needs it."""
+    keys = noise.row_keys(seed, (step, replica), noise.words(ops.convert_to_tensor([row])))
+    word = noise.bits(keys, ops.convert_to_tensor([position], dtype="int32"), stream)
+    assert int(as_words(word)[0, 0]) == expected
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32, 2**64 - 1])
+@pytest.mark.parametrize("moment", [(0, 0), (5, 3), (2**31 + 1, 0), noise.TIMELESS])
+def test_bits_equal_the_oracle(seed, moment):
+    rows = np.array([0, 1, 2**31 - 1, 2**40 + 3, -1])
+    keys = noise.row_keys(seed, moment, noise.words(ops.convert_to_tensor(rows)))
+    for stream in range(5):
+        got = as_words(noise.bits(keys, ops.arange(6, dtype="int32"), stream))
+        for row, words in zip(rows, got, strict=True):
+            key = oracle.row_key(seed, moment, oracle.row_number(int(row)))
+            assert [oracle.bits(key, p, stream) for p in range(6)] == words.tolist()
+
+
+def test_content_words_equal_the_oracle():
+    ids = np.array([[5, 6, 7, 0], [7, 6, 5, 9]])
+    counts = ids > 0
+    first, second = noise.content_words(int32(ids), ops.convert_to_tensor(counts))
+    for row in range(2):
+        words = int(as_words(first)[row, 0]), int(as_words(second)[row, 0])
+        assert words == oracle.content(ids[row].tolist(), counts[row])
+
+
+def test_mix_is_a_permutation():
+    """Both steps of `mix` can be undone: an odd factor has an inverse, a shift a fixed point."""
+
+    def unshift(word, places):
+        found = word
+        for _ in range(32 // places + 1):
+            found = word ^ found >> places
+        return found
+
+    words = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint64)
+    undone = as_words(noise.mix(int32(words))).astype(np.uint64)
+    for factor, places in ((0xD35A2D97, 15), (0x21F0AAAD, 15)):
+        undone = unshift(undone, places) * pow(factor, -1, 2**32) & 0xFFFFFFFF
+    assert np.array_equal(unshift(undone, 16), words)
+
+
+def test_positions_of_a_row_never_tie():
+    words = some_bits(seed=3, rows=2, positions=2**20)
+    assert all(len(np.unique(row)) == 2**20 for row in words)
+
+
+def test_uniform_is_exact_and_below_one():
+    words = int32([0, 255, 256, 2**31 - 1, 2**31, 2**32 - 1])
+    expected = [0, 0, 2**-24, 0.5 - 2**-24, 0.5, 1 - 2**-24]
+    assert ops.convert_to_numpy(noise.uniform(words)).tolist() == expected
+
+
+def test_below_stays_below():
+    words = int32([0, 1, 2, 2**31, 2**32 - 1])
+    assert ops.convert_to_numpy(noise.below(words, 3)).tolist() == [0, 0, 1, 1, 1]
+    assert ops.convert_to_numpy(noise.below(words, 1)).tolist() == [0] * 5
+
+
+def along(axis, count=2**16):
+    """`count` words between which only `axis` changes, by ones."""
+    numbers, zero = np.arange(count), ops.zeros((count, 1), "int32")
+    seed = moment = row = (zero, zero)
+    position, stream = zero, noise.SELECT
+    if axis == "stream":
+        keys = noise.row_keys(0, (0, 0), (zero[:1], zero[:1]))
+        blocks = [noise.bits(keys, position[0], number) for number in range(2**12)]
+        return np.concatenate([as_words(block)[0] for block in blocks])
+    if axis == "position":
+        position = column(numbers)
+    elif axis == "row":
+        row = (column(numbers), zero)
+    elif axis == "step":
+        moment = (column(numbers), zero)
+    elif axis == "replica":
+        moment = (zero, column(numbers))
+    elif axis == "seed":
+        seed = (column(numbers), zero)
+    keys = noise.threefry(noise.threefry(seed, moment), row)
+    return as_words(noise.bits(keys, position, stream))[:, 0]
+
+
+AXES = ["position", "row", "step", "replica", "seed", "stream"]
+
+
+def p_of_uniform_counts(values, cells):
+    return stats.chisquare(np.bincount(values, minlength=cells)).pvalue
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_words_are_uniform_along(axis):
+    """Chi-square of the high, middle and low byte; power .99 against a cell 15 % too full."""
+    words = along(axis)
+    for shift in (24, 12, 0):
+        assert p_of_uniform_counts(words >> shift & 0xFF, 256) > ALPHA
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_neighbours_are_independent_along(axis):
+    """Chi-square of the pairs of high nibbles of words that follow each other."""
+    high = along(axis) >> 28
+    assert p_of_uniform_counts(high[0::2] << 4 | high[1::2], 256) > ALPHA
+
+
+@pytest.mark.parametrize("axis", ["position", "row", "step", "replica", "seed"])
+def test_every_input_bit_reaches_every_output_bit(axis):
+    """Avalanche: each of 32 x 32 pairs flips half the time, at 4096 keys."""
+    random = np.random.default_rng(1)
+    inputs = {name: random.integers(0, 2**32, (4096, 1)) for name in [*AXES[:5], "high"]}
+
+    def word(**changed):
+        now = {name: int32(value) for name, value in (inputs | changed).items()}
+        key = noise.threefry((now["seed"], now["high"]), (now["step"], now["replica"]))
+        keys = noise.threefry(key, (now["row"], now["high"]))
+        return as_words(noise.bits(keys, now["position"], noise.SELECT))[:, 0]
+
+    places = np.arange(32, dtype=np.uint32)
+    before = word()
+    flips = [before ^ word(**{axis: inputs[axis] ^ (1 << bit)}) for bit in range(32)]
+    shares = np.array([(words[:, None] >> places & 1).mean(axis=0) for words in flips])
+    farthest = np.abs(shares - 0.5).max() / (0.5 / 4096**0.5)
+    assert 2 * stats.norm.sf(farthest) * 1024 > ALPHA
+
+
+def test_streams_and_seeds_are_uncorrelated():
+    """z of the correlation between any two streams, and between neighbouring seeds."""
+    blocks = [some_bits(rows=256, positions=256, stream=stream) for stream in range(5)]
+    blocks += [some_bits(seed=seed, rows=256, positions=256) for seed in (1, 2, 2**32)]
+    table = np.corrcoef([block.ravel() / 2**32 for block in blocks])
+    pairs = table[np.triu_indices(len(blocks), 1)]
+    assert 2 * stats.norm.sf(np.abs(pairs).max() * 256) * len(pairs) > ALPHA
+
+
+SETTINGS = [
+    {},
+    {"mask_selection_length": 9},
+    {"exact_count": False},
+    {"continuation_token_ids": range(50, 100), "mask_selection_length": 12},
+    {"continuation_token_ids": range(50, 100), "exact_count": False},
+    {"mean_span_length": 3.0},
+    {"mean_span_length": 3.0, "continuation_token_ids": range(50, 100)},
+    {"mask_selection_rate": (0.1, 0.9)},
+    {"mask_selection_rate": (0.1, 0.9), "exact_count": False, "mask_selection_length": 4},
+]
+
+
+def digests():
+    """What a backend must agree on: md5 of the bits, and of every setting's outputs."""
+
+    def md5(arrays):
+        texts = (ops.convert_to_numpy(array).astype("float64").tobytes() for array in arrays)
+        return hashlib.md5(b"".join(texts)).hexdigest()
+
+    found = [md5(some_bits(7, 11, 2, 64, 64, stream) for stream in range(5))]
+    ids = np.random.default_rng(0).integers(0, 100, (64, 48)).astype("int32")
+    for setting in SETTINGS:
+        arguments = {"mask_selection_rate": 0.15, "mask_token_id": 4, "seed": 2**40 + 1}
+        masking = DynamicMasking(
+            vocabulary_size=100, unselectable_token_ids=(0, 2, 97), **arguments | setting
+        )
+        calls = masking(ids), masking(ids), masking(ids, step=5), masking(ids, training=False)
+        fixed = masking.mask_fixed({"token_ids": ops.convert_to_tensor(ids)})
+        found.append(md5(call[name] for call in (*calls, fixed) for name in sorted(call)))
+        weighted = masking({"token_ids": ids, "selection_weights": ids % 7 + 0.25}, step=5)
+        found.append(md5(weighted[name] for name in sorted(weighted)))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tensorflow", ["with", "without"])
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_other_backends_give_the_same_bits(backend, tensorflow):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    block = "sys.modules['tensorflow'] = None; " if tensorflow == "without" else ""
+    program = f"import json, sys; {block}import test_noise; print(json.dumps(test_noise.digests()))"
+    environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == digests()
+
+
+def test_the_tests_run_on_tensorflow():
+    assert keras.backend.backend() == "tensorflow"

@@ -1,0 +1,245 @@
+"""From keys to selected positions and targets: tables to check by eye."""
+
+import numpy as np
+import oracle
+import pytest
+from keras import ops
+
+from keras_dynmask.selection import (
+    count_positions,
+    drop_overflow,
+    in_shares,
+    largest_key_with_below,
+    scaled,
+    select_exactly,
+    select_independently,
+    selected_count,
+    target_positions,
+    weighted_keys,
+)
+
+T, F = True, False
+
+
+def row(values, dtype="int32"):
+    return ops.convert_to_tensor([values], dtype=dtype)
+
+
+def flags(text):
+    """`"F T" -> [[F T]]`"""
+    return row([letter == "T" for letter in text.split()], "bool")
+
+
+def listed(tensor):
+    return ops.convert_to_numpy(tensor)[0].tolist()
+
+
+def spelled(selected):
+    return " ".join("T" if chosen else "F" for chosen in listed(selected))
+
+
+TOKENS = [40, -7, 30, 10]  # places on the circle: 3 0 2 1
+WORDS = [30, 30, 10, 20, 20]  # units start at 3, 0 and 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "selectable", "count", "place", "selected"),
+    [
+        (TOKENS, "T T T T", 0, 2, "F F F F"),
+        (TOKENS, "T T T T", 1, 0, "F F F T"),  # window {1}
+        (TOKENS, "T T T T", 2, 0, "F F T T"),  # window {1, 2}
+        (TOKENS, "T T T T", 2, 2, "T T F F"),  # window {3, 0}: it wraps round
+        (TOKENS, "T T T T", 1, 3, "F T F F"),  # window {0}
+        (TOKENS, "T T T T", 3, 3, "F T T T"),  # window {0, 1, 2}
+        (TOKENS, "T T T T", 4, 0, "T T T T"),
+        (TOKENS, "T T T T", 4, 3, "T T T T"),
+        (TOKENS, "T F T T", 1, 2, "F F F T"),  # places 2 - 1 0, window {0}
+        (TOKENS, "T F F F", 1, 0, "T F F F"),
+        (TOKENS, "F F F F", 0, 0, "F F F F"),
+        (WORDS, "T T T T T", 2, 0, "F F F T T"),  # the picture in the docstring
+        (WORDS, "T T T T T", 1, 1, "F F F F F"),  # window {2}: no unit starts there
+        (WORDS, "T T T T T", 2, 1, "T T F F F"),  # window {2, 3}
+        (WORDS, "T T T T T", 2, 2, "T T F F F"),  # window {3, 4}
+        (WORDS, "T T T T T", 2, 4, "F F T T T"),  # window {0, 1}
+        (WORDS, "T T T T T", 5, 2, "T T T T T"),
+        (WORDS, "T F T T T", 1, 2, "T F F F F"),  # half a word is selectable: starts 3 0 1
+        ([-(2**31), 2**31 - 1], "T T", 1, 0, "F T"),  # the extreme keys
+        ([-(2**31), 2**31 - 1], "T T", 1, 1, "T F"),
+        ([2**31 - 1], "T", 1, 0, "T"),
+        ([5], "T", 0, 0, "F"),
+        ([], "", 0, 0, ""),
+    ],
+)
+def test_units_that_start_in_the_window_are_selected(keys, selectable, count, place, selected):
+    got = select_exactly(row(keys), flags(selectable), row([count]), row([place]))
+    assert spelled(got) == selected
+
+
+@pytest.mark.parametrize("lengths", [[1] * 12, [3, 1, 2, 5, 1], [12], [4, 4, 4]])
+def test_selecting_exactly_equals_the_direct_rule_at_every_count_and_place(lengths):
+    keys = np.random.default_rng(0).integers(-(2**31), 2**31, len(lengths))
+    keys = np.repeat(keys, lengths)
+    units = {key: np.flatnonzero(keys == key).tolist() for key in keys.tolist()}
+    cases = [(count, place) for count in range(13) for place in range(12)]
+    table = ops.convert_to_tensor(np.tile(keys, (len(cases), 1)), dtype="int32")
+    counts, places = (ops.convert_to_tensor(part, "int32")[:, None] for part in np.transpose(cases))
+    selected = ops.convert_to_numpy(select_exactly(table, table == table, counts, places))
+    for (count, place), chosen in zip(cases, selected, strict=True):
+        assert set(np.flatnonzero(chosen)) == oracle.circle_rule(units, count, place)
+
+
+@pytest.mark.parametrize(
+    ("rate", "selected"),
+    [(0.0, "F F F F"), (0.25, "T F F F"), (0.5, "T T F F"), (1.0, "T T T T")],
+)
+def test_units_are_selected_independently_when_their_key_is_below_the_rate(rate, selected):
+    keys = row([0, 2**30, -(2**31), -1])  # read as 0, 1/4, 1/2, almost 1
+    expected = {0.5: "T T F F"}.get(rate, selected)
+    assert spelled(select_independently(keys, flags("T T T T"), rate)) == expected
+    assert spelled(select_independently(keys, flags("F F F F"), rate)) == "F F F F"
+
+
+@pytest.mark.parametrize(
+    ("keys", "selected", "capacity", "kept"),
+    [
+        (TOKENS, "T T T T", 4, "T T T T"),
+        (TOKENS, "T T T T", 2, "F T F T"),  # the largest keys go
+        (TOKENS, "T T F T", 2, "F T F T"),
+        (TOKENS, "T F F F", 1, "T F F F"),
+        (WORDS, "T T T T T", 3, "F F T T T"),
+        (WORDS, "T T T T T", 4, "F F T T T"),  # a word of two does not fit the last place
+        (WORDS, "T T T T T", 2, "F F T F F"),
+        (WORDS, "T T F T T", 1, "F F F F F"),  # no unit fits: none is cut
+        ([9, 9, 9], "T T T", 2, "F F F"),
+        ([2**31 - 1, -(2**31)], "T T", 1, "F T"),
+        ([5], "F", 1, "F"),
+        ([], "", 1, ""),
+    ],
+)
+def test_units_that_overflow_the_capacity_are_dropped_whole(keys, selected, capacity, kept):
+    assert spelled(drop_overflow(row(keys), flags(selected), capacity)) == kept
+
+
+@pytest.mark.parametrize(
+    ("limit", "largest"),
+    [(0, -7), (1, 10), (2, 30), (3, 40), (4, 2**31 - 1), (9, 2**31 - 1), (-1, -(2**31))],
+)
+def test_largest_key_with_so_many_below(limit, largest):
+    got = largest_key_with_below(row(TOKENS), flags("T T T T"), limit)
+    assert listed(got) == [largest]
+
+
+@pytest.mark.parametrize(
+    ("size", "rate", "coin", "count"),
+    [
+        (20, 0.15, 0.0, 3),  # exactly 3, whatever the coin and however .15 is rounded
+        (20, 0.15, 1 - 2**-24, 3),
+        (10, 0.25, 0.49, 2),  # 2.5: half the coins round up
+        (10, 0.25, 0.5, 3),
+        (1, 0.25, 0.74, 0),
+        (1, 0.25, 0.75, 1),
+        (0, 0.5, 1 - 2**-24, 0),
+        (7, 0.0, 1 - 2**-24, 0),
+        (7, 1.0, 0.0, 7),
+        (1, 1.0, 1 - 2**-24, 1),
+        (2**20, 1.0, 1 - 2**-24, 2**20),
+    ],
+)
+def test_the_count_is_the_product_rounded_by_a_coin(size, rate, coin, count):
+    assert listed(selected_count(row([size]), rate, row([coin], "float32"))) == [count]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 1 / 3, 0.5, 0.7, 0.9, 0.999, 1.0])
+def test_the_mean_count_is_exact(rate):
+    """All coins k / 4096 in one go: the mean misses rate * size by less than 1 / 4096."""
+    coins = np.arange(4096, dtype="float32")[:, None] / 4096
+    for size in (1, 2, 7, 20, 62, 510):
+        sizes = ops.full((4096, 1), size, "int32")
+        counts = ops.convert_to_numpy(selected_count(sizes, rate, ops.convert_to_tensor(coins)))
+        assert abs(counts.mean() - rate * size) < 1 / 4096 + size * 2**-24
+        assert counts.min() >= np.floor(rate * size - 1e-6)
+        assert counts.max() <= np.ceil(rate * size - 1e-4)
+
+
+def test_fifteen_percent_of_twenty_is_three_for_every_row_and_rate():
+    coins = ops.convert_to_tensor(np.random.default_rng(0).random((4096, 1)), "float32")
+    for percent in range(5, 100, 5):
+        counts = selected_count(ops.full((4096, 1), 20, "int32"), percent / 100, coins)
+        assert np.unique(ops.convert_to_numpy(counts)).tolist() == [percent // 5]
+
+
+def test_a_rate_may_differ_by_row():
+    sizes, rates = ops.full((3, 1), 8, "int32"), ops.convert_to_tensor([[0.0], [0.25], [1.0]])
+    counts = selected_count(sizes, rates, ops.full((3, 1), 0.5))
+    assert ops.convert_to_numpy(counts).ravel().tolist() == [0, 2, 8]
+
+
+def test_scaling_equals_the_product_of_big_integers():
+    random = np.random.default_rng(0)
+    amounts = np.append(random.integers(0, 2**24, 2000), [0, 1, 2**24 - 1, 2**24 - 1, 2**12])
+    shares = np.append(random.integers(0, 2**24 + 1, 2000), [2**24, 0, 2**24, 2**24 - 1, 2**12])
+    carries = np.append(random.integers(0, 2**24, 2000), [2**24 - 1, 0, 0, 2**24 - 1, 0])
+    got = scaled(*(ops.convert_to_tensor(part, "int32") for part in (amounts, shares, carries)))
+    expected = [
+        (a * s + c) >> 24
+        for a, s, c in zip(amounts.tolist(), shares.tolist(), carries.tolist(), strict=True)
+    ]
+    assert ops.convert_to_numpy(got).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("rate", "shares"), [(0, 0), (1, 2**24), (0.5, 2**23), (2**-24, 1), (0.15, 2516582)]
+)
+def test_a_rate_in_shares(rate, shares):
+    assert int(in_shares(rate)) == shares == oracle.shares(rate)
+
+
+@pytest.mark.parametrize(
+    ("selected", "capacity", "positions", "real"),
+    [
+        ("F T F T F", 3, [1, 3, 0], "T T F"),
+        ("F T F T F", 2, [1, 3], "T T"),
+        ("F F F", 2, [0, 0], "F F"),
+        ("T T T", 3, [0, 1, 2], "T T T"),
+        ("F F T", 5, [2, 0, 0, 0, 0], "T F F F F"),
+        ("T", 1, [0], "T"),
+        ("", 2, [0, 0], "F F"),
+    ],
+)
+def test_targets_are_ascending_positions_padded_with_zero(selected, capacity, positions, real):
+    got, is_real = target_positions(flags(selected), capacity)
+    assert listed(got) == positions
+    assert spelled(is_real) == real
+
+
+def test_targets_of_rows_do_not_mix():
+    selected = ops.convert_to_tensor([[T, T, F], [F, F, F], [F, F, T]])
+    positions, real = target_positions(selected, 2)
+    assert ops.convert_to_numpy(positions).tolist() == [[0, 1], [0, 0], [2, 0]]
+    assert ops.convert_to_numpy(real).tolist() == [[T, T], [F, F], [T, F]]
+
+
+def test_count_positions():
+    assert listed(count_positions(flags("T F T T"))) == [3]
+    assert listed(count_positions(flags(""))) == [0]
+
+
+def test_heavier_units_come_earlier():
+    keys = row([2**30] * 3)  # 1/4 each: an exponential draw of -log(3/4)
+    weighted = listed(weighted_keys(keys, row([1.0, 4.0, 2.0], "float32")))
+    assert weighted[1] < weighted[2] < weighted[0]
+
+
+def test_weighted_keys_have_the_order_of_their_floats():
+    keys = np.random.default_rng(0).integers(-(2**31), 2**31, (1, 1000))
+    weighted = weighted_keys(ops.convert_to_tensor(keys, "int32"), ops.ones((1, 1000)))
+    unsigned = keys[0].astype(np.uint32) >> 8
+    expected = np.argsort(unsigned, kind="stable")
+    assert np.argsort(listed(weighted), kind="stable").tolist() == expected.tolist()
+
+
+def test_different_keys_stay_different_when_weighted():
+    """Ties would make the exact count miss: 32 bits must not shrink to 24."""
+    keys = row([2**30, 2**30 + 1, 2**30 + 255])
+    weighted = listed(weighted_keys(keys, row([1.0, 1.0, 1.0], "float32")))
+    assert len(set(weighted)) == 3

@@ -1,0 +1,84 @@
+"""Where units begin, how they are numbered, and what they weigh: tables to check by eye."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_dynmask.units import heaviest_in_unit, unit_begins, unit_numbers
+
+T, F = True, False
+
+
+def row(values, dtype=None):
+    return ops.convert_to_tensor([values], dtype=dtype)
+
+
+def listed(tensor):
+    return ops.convert_to_numpy(tensor)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("may_begin", "boundary", "coin", "mean", "begins"),
+    [
+        # The picture in the docstring: the coin must fall under 1 / 2.
+        ([T, T, F, T, T, T], [F, F, F, F, T, F], [0.9, 0.1, 0.1, 0.9, 0.9, 0.9], 2,
+         [T, T, F, F, T, T]),
+        # A mean length of 1: every coin says yes.
+        ([T, T, T, T], [F, F, F, F], [0.0, 0.5, 0.9, 0.999], 1, [T, T, T, T]),
+        # Inside a word no coin begins a unit.
+        ([T, F, F, T], [F, F, F, F], [0.0, 0.0, 0.0, 0.0], 1, [T, F, F, T]),
+        # The first position begins a unit, even one that continues a word.
+        ([F, F, T], [F, F, F], [0.9, 0.9, 0.9], 3, [T, F, F]),
+        # A boundary begins a unit and so does the position after it, against every coin.
+        ([F, F, F, F, F], [F, T, F, F, T], [0.9] * 5, 3, [T, T, T, F, T]),
+        # Two boundaries together; a boundary at the end does not wrap to the start.
+        ([F, F, F, F], [F, T, T, F], [0.9] * 4, 3, [T, T, T, T]),
+        # The coin is compared strictly: 1 / 4 itself is no.
+        ([T, T, T], [F, F, F], [0.9, 0.25, 0.2], 4, [T, F, T]),
+        ([F], [F], [0.9], 9, [T]),
+    ],
+)  # fmt: skip
+def test_units_begin_where_the_coin_or_a_boundary_says(may_begin, boundary, coin, mean, begins):
+    got = unit_begins(row(may_begin), row(boundary), row(coin, "float32"), mean)
+    assert listed(got) == begins
+
+
+@pytest.mark.parametrize(
+    ("begins", "numbers"),
+    [
+        ([T, F, T, F, F, T], [0, 0, 1, 1, 1, 2]),
+        ([T, T, T], [0, 1, 2]),
+        ([T, F, F], [0, 0, 0]),
+        ([T], [0]),
+    ],
+)
+def test_units_are_numbered_from_the_left(begins, numbers):
+    assert listed(unit_numbers(row(begins))) == numbers
+
+
+@pytest.mark.parametrize(
+    ("weights", "numbers", "heaviest"),
+    [
+        ([1, 5, 2, 0, 3], [0, 0, 1, 1, 2], [5, 5, 2, 2, 3]),
+        ([0, 0, 0], [0, 0, 1], [0, 0, 0]),
+        ([4], [0], [4]),
+    ],
+)
+def test_a_unit_weighs_as_much_as_its_heaviest_token(weights, numbers, heaviest):
+    got = heaviest_in_unit(row(weights, "float32"), row(numbers, "int32"))
+    assert listed(got) == heaviest
+
+
+def test_units_of_two_rows_do_not_weigh_on_each_other():
+    weights = ops.convert_to_tensor([[1.0, 2.0], [8.0, 9.0]])
+    numbers = ops.convert_to_tensor([[0, 0], [0, 1]], dtype="int32")
+    assert ops.convert_to_numpy(heaviest_in_unit(weights, numbers)).tolist() == [[2, 2], [8, 9]]
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 3), (0, 0)])
+def test_empty_rows_and_batches_have_no_units(shape):
+    nothing = ops.zeros(shape, "bool")
+    begins = unit_begins(nothing, nothing, ops.zeros(shape), 2.0)
+    assert ops.shape(unit_numbers(begins)) == shape
+    weights = heaviest_in_unit(ops.zeros(shape), ops.zeros(shape, "int32"))
+    assert np.shape(weights) == shape
