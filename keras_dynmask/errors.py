@@ -5,6 +5,8 @@ import math
 import numbers
 import operator
 
+import numpy as np
+
 
 def require(condition, expectation, **received):
     """Raise `ValueError(expectation + what was received)` unless `condition`.
@@ -37,20 +39,20 @@ def whole(name, value, low, high=None):
 def real(name, value, low, high=math.inf):
     """`value` as a finite float in [low, high]."""
     bounds = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
-    require(
-        isinstance(value, numbers.Real)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and low <= value <= high,
-        f"`{name}` must be a number, {bounds}.",
-        **{name: value},
-    )
+    require(is_real(value, low, high), f"`{name}` must be a number, {bounds}.", **{name: value})
     return float(value)
+
+
+def is_real(value, low, high):
+    """Whether `value` is a finite number in [low, high], and no bool."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and math.isfinite(value) and low <= value <= high
 
 
 def flag(name, value):
     """`value` as a bool."""
-    require(str(value) in ("True", "False"), f"`{name}` must be True or False.", **{name: value})
+    known = isinstance(value, (bool, np.bool_)) or (isinstance(value, int) and value in (0, 1))
+    require(known, f"`{name}` must be True or False.", **{name: value})
     return bool(value)
 
 

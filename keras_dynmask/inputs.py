@@ -6,31 +6,57 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_dynmask.errors import require
+from keras_dynmask.errors import require, whole
 
-# What the masking reads beside `token_ids`, and of the same shape.
+# What the masking reads beside `token_ids`, of the same shape.
 PER_POSITION = ("padding_mask", "selectable", "selection_weights", "begins")
+READ = ("token_ids", *PER_POSITION, "row_ids")
+MADE = ("token_ids", "mask_positions", "mask_ids", "mask_weights")
+
+
+def as_features(inputs):
+    """A new dict of features for ids alone or for a dict of them; None is no feature."""
+    if not isinstance(inputs, dict):
+        return {"token_ids": inputs}
+    features = {name: value for name, value in inputs.items() if value is not None}
+    require("token_ids" in features, "`inputs` must hold `token_ids`.", keys=list(inputs))
+    return features
 
 
 def standardize(features, vocabulary_size):
-    """Tensors `[batch, length]` for a dict of lists, arrays, tensors, ragged or unbatched.
+    """Tensors `[batch, length]` of what the masking reads: lists, ragged, unbatched or not.
 
     Returns:
-        The new dict (the caller's is left alone), and a function that gives the
-        outputs the caller's form: unbatched or ragged again.
+        A dict of tensors, and a function that takes from the outputs what the masking
+        made, in the caller's form: unbatched or ragged again.
     """
-    features = {name: _as_array(name, value) for name, value in features.items()}
-    token_ids = features["token_ids"]
-    _check_ids(token_ids, vocabulary_size)
-    if is_ragged(token_ids):
-        return _from_ragged(features)
-    _check_companions(features, token_ids)
-    read = [name for name in ("token_ids", *PER_POSITION, "row_ids") if name in features]
-    features |= {name: ops.convert_to_tensor(features[name]) for name in read}
-    if len(token_ids.shape) == 2:
-        return features, lambda outputs: outputs
-    features |= {name: ops.expand_dims(features[name], 0) for name in read}
-    return features, lambda outputs: _unbatch(outputs, read)
+    features = {name: _as_array(name, features[name]) for name in READ if name in features}
+    ragged = is_ragged(features["token_ids"])
+    _check_ids(features["token_ids"], vocabulary_size)
+    _check_companions(features)
+    if ragged:
+        features, lengths = _padded(features)
+    features = {name: ops.convert_to_tensor(value) for name, value in features.items()}
+    unbatched = len(features["token_ids"].shape) == 1
+    if unbatched:
+        features = {name: ops.expand_dims(value, 0) for name, value in features.items()}
+
+    def restore(outputs):
+        made = {name: outputs[name] for name in MADE if name in outputs}
+        if unbatched:
+            made = {name: ops.squeeze(value, 0) for name, value in made.items()}
+        return _cut(made, lengths) if ragged else made
+
+    return features, restore
+
+
+def checked_step(step):
+    """A step, as given: a whole number or an integer tensor."""
+    if hasattr(step, "dtype"):
+        dtype = keras.backend.standardize_dtype(step.dtype)
+        require(dtype.startswith(("int", "uint")), "`step` must be an integer.", dtype=dtype)
+        return step
+    return whole("step", step, 0)
 
 
 def is_ragged(value):
@@ -43,8 +69,9 @@ def _as_array(name, value):
     """Lists as arrays; rows of unequal length as a `tf.RaggedTensor`."""
     if not isinstance(value, (list, tuple)):
         return value
-    lengths = {len(row) for row in value if isinstance(row, (list, tuple))}
-    if len(lengths) > 1:
+    nested = [isinstance(row, list | tuple) or np.ndim(row) > 0 for row in value]
+    require(len(set(nested)) < 2, f"`{name}` must be one row, or a list of rows.", **{name: value})
+    if any(nested) and len({len(row) for row in value}) > 1:
         require(
             keras.backend.backend() == "tensorflow",
             f"`{name}` must have rows of equal length on this backend: pad them and pass a "
@@ -53,22 +80,23 @@ def _as_array(name, value):
         )
         import tensorflow as tf
 
-        return tf.ragged.constant(value)
+        return tf.ragged.constant([np.asarray(row).tolist() for row in value])
     array = np.asarray(value)
     return array if array.size else array.astype("int32")
 
 
 def _check_ids(token_ids, vocabulary_size):
-    shape = getattr(token_ids, "shape", None)
-    dtype = keras.backend.standardize_dtype(token_ids.dtype) if shape is not None else "none"
+    shape, dtype = getattr(token_ids, "shape", None), str(getattr(token_ids, "dtype", None))
+    dtype = getattr(getattr(token_ids, "dtype", None), "name", dtype).removeprefix("torch.")
     require(
         dtype.startswith(("int", "uint")) and len(shape) in (1, 2),
         "`token_ids` must be integers of shape [length] or [batch, length].",
         dtype=dtype,
         shape=None if shape is None else tuple(shape),
     )
-    if isinstance(token_ids, np.ndarray) or type(token_ids).__name__ == "EagerTensor":
-        known = np.asarray(token_ids)
+    flat = token_ids.flat_values if is_ragged(token_ids) else token_ids
+    if isinstance(flat, np.ndarray) or type(flat).__name__ == "EagerTensor":
+        known = np.asarray(flat)
         outside = known[(known < 0) | (known >= vocabulary_size)]
         require(
             outside.size == 0,
@@ -77,18 +105,21 @@ def _check_ids(token_ids, vocabulary_size):
         )
 
 
-def _check_companions(features, token_ids):
+def _check_companions(features):
+    """That what stands beside the ids has their shape, as far as it is known."""
+    shape = tuple(features["token_ids"].shape)
     for name in PER_POSITION:
         if name in features:
-            _check_shape(name, features[name], tuple(token_ids.shape), "`token_ids`")
+            _check_shape(name, features[name], shape, "`token_ids`")
+            _check_row_lengths(name, features[name], features["token_ids"])
     if "row_ids" in features:
-        _check_shape("row_ids", features["row_ids"], tuple(token_ids.shape)[:-1], "its rows")
+        _check_shape("row_ids", features["row_ids"], shape[:-1], "`token_ids` without its length")
         dtype = keras.backend.standardize_dtype(ops.convert_to_tensor(features["row_ids"]).dtype)
         require(dtype.startswith(("int", "uint")), "`row_ids` must be integers.", dtype=dtype)
 
 
 def _check_shape(name, value, expected, like):
-    shape = tuple(np.shape(value) if not hasattr(value, "shape") else value.shape)
+    shape = tuple(value.shape) if hasattr(value, "shape") else np.shape(value)
     require(
         len(shape) == len(expected)
         and all(a is None or b is None or a == b for a, b in zip(shape, expected, strict=True)),
@@ -97,40 +128,37 @@ def _check_shape(name, value, expected, like):
     )
 
 
-def _from_ragged(features):
-    """Pad, and say in `padding_mask` what is padding; cut it off again afterwards."""
+def _check_row_lengths(name, value, token_ids):
+    if is_ragged(value) and is_ragged(token_ids):
+        lengths, expected = value.row_lengths(), token_ids.row_lengths()
+        if type(lengths).__name__ == "EagerTensor":
+            require(
+                np.array_equal(lengths, expected),
+                f"`{name}` must have rows as long as those of `token_ids`, "
+                f"{expected.numpy().tolist()}.",
+                row_lengths=lengths.numpy().tolist(),
+            )
+
+
+def _padded(features):
+    """Ragged features as rectangles, and a `padding_mask` that says what is padding."""
     import tensorflow as tf
 
-    token_ids = features["token_ids"]
-    lengths = token_ids.row_lengths()
+    lengths = features["token_ids"].row_lengths()
     features = {
         name: value.to_tensor() if is_ragged(value) else value for name, value in features.items()
     }
     real = tf.sequence_mask(lengths, tf.shape(features["token_ids"])[1])
-    had_padding_mask = "padding_mask" in features
-    if had_padding_mask:
+    if "padding_mask" in features:
         real = real & tf.cast(features["padding_mask"], tf.bool)
-    features["padding_mask"] = real
-
-    def restore(outputs):
-        if not had_padding_mask:
-            del outputs["padding_mask"]
-        per_position = ["token_ids", *PER_POSITION]
-        if "mask_positions" not in outputs:
-            per_position += ["mask_ids", "mask_weights"]
-        cut = {
-            name: tf.RaggedTensor.from_tensor(outputs[name], lengths=lengths)
-            for name in per_position
-            if name in outputs
-        }
-        return {**outputs, **cut}
-
-    return features, restore
+    return {**features, "padding_mask": real}, lengths
 
 
-def _unbatch(outputs, read):
-    added = ("mask_positions", "mask_ids", "mask_weights")
+def _cut(made, lengths):
+    import tensorflow as tf
+
+    dense = {"mask_positions", "mask_ids", "mask_weights"} if "mask_positions" in made else set()
     return {
-        name: ops.squeeze(value, 0) if name in read or name in added else value
-        for name, value in outputs.items()
+        name: value if name in dense else tf.RaggedTensor.from_tensor(value, lengths=lengths)
+        for name, value in made.items()
     }

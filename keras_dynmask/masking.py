@@ -11,18 +11,19 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_dynmask import noise
 from keras_dynmask.corruption import corrupt
-from keras_dynmask.errors import flag, real, require, token_ids_below, whole
-from keras_dynmask.inputs import standardize
+from keras_dynmask.errors import flag, is_real, real, require, token_ids_below, whole
+from keras_dynmask.inputs import as_features, checked_step, standardize
 from keras_dynmask.selection import (
+    at_selected,
     count_positions,
     drop_overflow,
     in_shares,
     scaled,
     select_exactly,
+    select_first,
     select_independently,
     selected_count,
-    target_positions,
-    weighted_keys,
+    weighted_order,
 )
 from keras_dynmask.units import heaviest_in_unit, unit_begins, unit_numbers
 from keras_dynmask.vocabulary import id_table
@@ -204,15 +205,23 @@ class DynamicMasking(keras.layers.Layer):
         }
 
     def __call__(self, inputs, training=None, step=None):
-        features = dict(inputs) if isinstance(inputs, dict) else {"token_ids": inputs}
-        require("token_ids" in features, "`inputs` must hold `token_ids`.", keys=list(features))
-        arguments = {"training": training, "step": step}
-        if any(isinstance(value, keras.KerasTensor) for value in features.values()):
-            return super().__call__(features, **_given(arguments))  # a model is being built
-        features, restore = standardize(features, self.vocabulary_size)
-        if training is None and self._get_call_context().entry_layer is self:
-            arguments["training"] = True  # there is no model around us to say otherwise
-        return restore(super().__call__(features, **_given(arguments)))
+        arguments = {
+            "training": None if training is None else flag("training", training),
+            "step": None if step is None else checked_step(step),
+        }
+        # A call with nobody above it has no model to ask, so it does what it is for.
+        alone = self._get_call_context().entry_layer is self
+        try:
+            features = as_features(inputs)
+            if any(isinstance(value, keras.KerasTensor) for value in features.values()):
+                return super().__call__(features, **_given(arguments))  # a model is being built
+            if training is None and alone:
+                arguments["training"] = True
+            tensors, restore = standardize(features, self.vocabulary_size)
+            masked = super().__call__(tensors, **_given(arguments))
+            return {**features, **restore(masked)}
+        finally:
+            self._maybe_reset_call_context()
 
     def call(self, inputs, training=None, step=None):
         if training:
@@ -309,21 +318,24 @@ class DynamicMasking(keras.layers.Layer):
             weights = ops.where(selectable & (weights > 0), weights, 0.0)  # so NaN is 0
             weights = heaviest_in_unit(weights, units)
             selectable = selectable & (weights > 0)
+        order = unit_keys if weights is None else weighted_order(unit_keys, weights)
         if self.exact_count:
             size = count_positions(selectable)
             row_bits = noise.bits(keys, ops.arange(2, dtype="int32"), noise.ROW)
             round_up, turn = ops.split(noise.uniform(row_bits), 2, axis=1)
             count = selected_count(size, rate, round_up)
-            place = scaled(size, in_shares(turn))
-            if weights is not None:
-                unit_keys = weighted_keys(unit_keys, weights)
-                place = size - 1  # the circle is not turned: the smallest keys are the draw
-            selected = select_exactly(unit_keys, selectable, count, place)
+            if capacity is not None:
+                count = ops.minimum(count, capacity)
+            if weights is None:
+                place = scaled(size, in_shares(turn))
+                selected = select_exactly(unit_keys, selectable, count, place)
+            else:
+                selected = select_first(order, unit_keys, selectable, count)
         else:
             if weights is not None:
                 rate = 1.0 - (1.0 - rate) ** weights
             selected = select_independently(unit_keys, selectable, rate)
-        return selected if capacity is None else drop_overflow(unit_keys, selected, capacity)
+        return selected if capacity is None else drop_overflow(order, selected, capacity)
 
     def _outputs(self, inputs, shown, selected, capacity):
         original = inputs["token_ids"]
@@ -332,10 +344,13 @@ class DynamicMasking(keras.layers.Layer):
             outputs["mask_ids"] = original
             outputs["mask_weights"] = ops.cast(selected, "float32")
             return outputs
-        positions, real = target_positions(selected, capacity)
-        ids = ops.take_along_axis(original, positions, axis=1)
-        outputs["mask_positions"] = positions
-        outputs["mask_ids"] = ops.where(real, ids, ops.zeros_like(ids))
+        positions = ops.broadcast_to(
+            ops.arange(ops.shape(original)[1], dtype="int32"), ops.shape(original)
+        )
+        ids = at_selected(ops.cast(original, "int32"), selected, capacity)
+        real = ops.arange(capacity, dtype="int32") < count_positions(selected)
+        outputs["mask_positions"] = at_selected(positions, selected, capacity)
+        outputs["mask_ids"] = ops.cast(ids, original.dtype)
         outputs["mask_weights"] = ops.cast(real, "float32")
         return outputs
 
@@ -393,11 +408,10 @@ def _replica_context():
 
 def _in_tf_data():
     """Whether the call is traced into a function that a `tf.data.Dataset` maps."""
-    if "tensorflow" not in sys.modules:
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is None:
         return False
-    import tensorflow as tf
-
-    graph = tf.compat.v1.get_default_graph()
+    graph = tensorflow.compat.v1.get_default_graph()
     while graph is not None:
         if getattr(graph, "name", "").startswith("Dataset_"):
             return True
@@ -413,17 +427,11 @@ def _rate(rate):
     if not isinstance(rate, (tuple, list)):
         return real("mask_selection_rate", rate, 0, 1)
     require(
-        len(rate) == 2,
-        "`mask_selection_rate` must be a number or a pair (low, high).",
+        len(rate) == 2 and all(is_real(edge, 0, 1) for edge in rate) and rate[0] <= rate[1],
+        "`mask_selection_rate` must be a number in [0, 1], or a pair of them with low <= high.",
         mask_selection_rate=rate,
     )
-    low, high = (real("mask_selection_rate", edge, 0, 1) for edge in rate)
-    require(
-        low <= high,
-        "`mask_selection_rate` must be a pair with low <= high.",
-        mask_selection_rate=rate,
-    )
-    return low, high
+    return float(rate[0]), float(rate[1])
 
 
 def _given(arguments):

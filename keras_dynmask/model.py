@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from keras_dynmask.encoder import TransformerEncoder
@@ -76,7 +77,7 @@ class MaskedLanguageModel(keras.Model):
     """
 
     def __init__(self, encoder, masking, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # weights in the inputs stay float32
         require(
             isinstance(masking, DynamicMasking),
             "`masking` must be a DynamicMasking layer.",
@@ -163,6 +164,14 @@ class MaskedLanguageModel(keras.Model):
         return self.head(hidden, None if embedding is None else embedding.embeddings)
 
     # Training and evaluation.
+
+    def fit(self, x=None, y=None, *args, sample_weight=None, **kwargs):
+        x, sample_weight = _carry_weights(x, y, sample_weight)
+        return super().fit(x, y, *args, sample_weight=sample_weight, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, sample_weight=None, **kwargs):
+        x, sample_weight = _carry_weights(x, y, sample_weight)
+        return super().evaluate(x, y, *args, sample_weight=sample_weight, **kwargs)
 
     def test_step(self, *args, **kwargs):
         with _evaluating():
@@ -315,10 +324,19 @@ class Perplexity(keras.metrics.Mean):
         return ops.exp(super().result())
 
 
+def _carry_weights(x, y, sample_weight):
+    """Row weights inside the features: Keras drops weights that come without labels."""
+    if sample_weight is None or y is not None:
+        return x, sample_weight
+    features = x if isinstance(x, dict) else {"token_ids": x}
+    return {**features, "sample_weight": np.asarray(sample_weight, "float32")}, None
+
+
 def _targets(x, y, y_pred, sample_weight):
     """Logits, labels and weights, all at the same positions."""
     if isinstance(y_pred, dict):  # masked by the model
         weights = y_pred["mask_weights"]
+        sample_weight = y_pred.get("sample_weight", sample_weight)
         if sample_weight is not None:  # one weight per row
             weights = weights * ops.reshape(ops.cast(sample_weight, weights.dtype), (-1, 1))
         return y_pred["logits"], y_pred["mask_ids"], weights

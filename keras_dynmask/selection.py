@@ -48,6 +48,29 @@ def select_exactly(keys, selectable, count, place):
     return selectable & window
 
 
+def select_first(order, keys, selectable, count):
+    """Select `count` selectable positions per row, in whole units, first by `order`.
+
+    Where units are equal in `order`, their keys decide. All are as in `select_exactly`,
+    and `order` like `keys`.
+    """
+    last = largest_key_with_below(order, selectable, count - 1)
+    before, level = selectable & (order < last), selectable & (order == last)
+    rest = count - count_positions(before)
+    return before | (level & (keys <= largest_key_with_below(keys, level, rest - 1)))
+
+
+def weighted_order(keys, weights):
+    """An order in which the units are a weighted draw without replacement, as int32.
+
+    Each unit gets an exponential number whose rate is its weight; the smallest come
+    first (Efraimidis and Spirakis 2006). Positive floats and their bits, read as
+    int32, have the same order.
+    """
+    exponential = -ops.log(1.0 - uniform(keys)) / ops.maximum(weights, 1e-30)
+    return ops.view(exponential, "int32")
+
+
 def drop_overflow(keys, selected, capacity):
     """Keep at most `capacity` selected positions per row, dropping whole units.
 
@@ -107,41 +130,31 @@ def scaled(amount, shares, carry=0):
     return high * high_shares + ops.right_shift(middle, 12)
 
 
-def target_positions(selected, capacity):
-    """Positions of the selected, and which of them are real. `[batch, capacity]`.
+def at_selected(values, selected, capacity):
+    """The values at the selected positions, ascending, padded with 0.
 
-    Ascending, padded with 0:
+        values    [7 8 9 6 5]
+        selected  [F T F T F]
+        capacity  3
+        result    [8 6 0]
 
-        selected, capacity=3  [F T F T F]
-        positions             [1 3 0]
-        real                  [T T F]
+    Args:
+        values: int32 `[batch, length]`.
+        selected: bool `[batch, length]`, at most `capacity` of each row.
+        capacity: int K.
     """
-    batch, length = ops.shape(selected)
+    batch = ops.shape(selected)[0]
     rank = ops.cumsum(ops.cast(selected, "int32"), axis=1) - 1
-    slot = ops.where(selected, rank, capacity)  # what is not selected goes overboard
+    slot = ops.where(selected, rank, capacity)  # one slot more, for what is not selected
     row = ops.expand_dims(ops.arange(batch, dtype="int32"), 1)
-    positions = ops.zeros_like(rank) + ops.arange(length, dtype="int32")
-    table = ops.scatter(
+    slots = ops.scatter(
         ops.reshape(slot + row * (capacity + 1), (-1, 1)),
-        ops.reshape(positions, (-1,)),
+        ops.reshape(values, (-1,)),
         (batch * (capacity + 1),),
     )
-    positions = ops.reshape(table, (batch, capacity + 1))[:, :capacity]
-    real = ops.arange(capacity, dtype="int32") < count_positions(selected)
-    return positions, real
+    return ops.reshape(slots, (batch, capacity + 1))[:, :capacity]
 
 
 def count_positions(chosen):
     """How many positions of each row are chosen. int32 `[batch, 1]`."""
     return ops.sum(ops.cast(chosen, "int32"), axis=1, keepdims=True)
-
-
-def weighted_keys(keys, weights):
-    """Keys in whose order the units are a weighted draw without replacement.
-
-    An exponential number with rate `weight` for every unit; the smallest come first
-    (Efraimidis and Spirakis 2006). Positive floats and their bits, read as int32,
-    have the same order.
-    """
-    exponential = -ops.log(1.0 - uniform(keys)) / ops.maximum(weights, 1e-30)
-    return ops.view(exponential, "int32")

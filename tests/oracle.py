@@ -142,7 +142,8 @@ def selected_positions(ids, key, settings, **features):
         word = bits(key, number, SELECT)
         if weights is None or not settings["exact_count"]:
             return signed(word)
-        return -math.log1p(-(word >> 8) / 2**24) / heaviest[number]
+        exponential = -math.log1p(-(word >> 8) / 2**24)
+        return exponential / heaviest[number], signed(word)
 
     units = {}
     for position in choosable:
@@ -154,9 +155,12 @@ def selected_positions(ids, key, settings, **features):
         drawn = bits(key, 2, ROW) >> 8
         rate = (low + (drawn * (high - low) >> 24)) / 2**24
     size = len(choosable)
+    capacity = settings["mask_selection_length"]
     if settings["exact_count"]:
         coin = min(max(bits(key, 0, ROW) >> 8, size), 2**24 - 1 - size)
         count = (size * shares(rate) + coin) >> 24
+        if capacity is not None:
+            count = min(count, capacity)
         place = size * (bits(key, 1, ROW) >> 8) >> 24
         selected = circle_rule(units, count, place if weights is None else size - 1)
     else:
@@ -166,7 +170,6 @@ def selected_positions(ids, key, settings, **features):
             if uniform(key, numbers[position], SELECT)
             < np.float32(1 - (1 - rate) ** heaviest[numbers[position]])
         }
-    capacity = settings["mask_selection_length"]
     return selected if capacity is None else drop_overflow(units, selected, capacity)
 
 

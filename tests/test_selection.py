@@ -6,16 +6,17 @@ import pytest
 from keras import ops
 
 from keras_dynmask.selection import (
+    at_selected,
     count_positions,
     drop_overflow,
     in_shares,
     largest_key_with_below,
     scaled,
     select_exactly,
+    select_first,
     select_independently,
     selected_count,
-    target_positions,
-    weighted_keys,
+    weighted_order,
 )
 
 T, F = True, False
@@ -195,28 +196,27 @@ def test_a_rate_in_shares(rate, shares):
 
 
 @pytest.mark.parametrize(
-    ("selected", "capacity", "positions", "real"),
+    ("selected", "capacity", "taken"),
     [
-        ("F T F T F", 3, [1, 3, 0], "T T F"),
-        ("F T F T F", 2, [1, 3], "T T"),
-        ("F F F", 2, [0, 0], "F F"),
-        ("T T T", 3, [0, 1, 2], "T T T"),
-        ("F F T", 5, [2, 0, 0, 0, 0], "T F F F F"),
-        ("T", 1, [0], "T"),
-        ("", 2, [0, 0], "F F"),
+        ("F T F T F", 3, [8, 6, 0]),
+        ("F T F T F", 2, [8, 6]),
+        ("F F F", 2, [0, 0]),
+        ("T T T", 3, [7, 8, 9]),
+        ("F F T", 5, [9, 0, 0, 0, 0]),
+        ("T", 1, [7]),
+        ("", 2, [0, 0]),
     ],
 )
-def test_targets_are_ascending_positions_padded_with_zero(selected, capacity, positions, real):
-    got, is_real = target_positions(flags(selected), capacity)
-    assert listed(got) == positions
-    assert spelled(is_real) == real
+def test_targets_are_in_order_and_padded_with_zero(selected, capacity, taken):
+    values = [7, 8, 9, 6, 5][: len(selected.split())]
+    assert listed(at_selected(row(values), flags(selected), capacity)) == taken
 
 
 def test_targets_of_rows_do_not_mix():
     selected = ops.convert_to_tensor([[T, T, F], [F, F, F], [F, F, T]])
-    positions, real = target_positions(selected, 2)
-    assert ops.convert_to_numpy(positions).tolist() == [[0, 1], [0, 0], [2, 0]]
-    assert ops.convert_to_numpy(real).tolist() == [[T, T], [F, F], [T, F]]
+    values = ops.convert_to_tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]], "int32")
+    taken = ops.convert_to_numpy(at_selected(values, selected, 2))
+    assert taken.tolist() == [[1, 2], [0, 0], [9, 0]]
 
 
 def test_count_positions():
@@ -226,20 +226,29 @@ def test_count_positions():
 
 def test_heavier_units_come_earlier():
     keys = row([2**30] * 3)  # 1/4 each: an exponential draw of -log(3/4)
-    weighted = listed(weighted_keys(keys, row([1.0, 4.0, 2.0], "float32")))
-    assert weighted[1] < weighted[2] < weighted[0]
+    order = listed(weighted_order(keys, row([1.0, 4.0, 2.0], "float32")))
+    assert order[1] < order[2] < order[0]
 
 
-def test_weighted_keys_have_the_order_of_their_floats():
+def test_a_weighted_order_is_that_of_its_floats():
     keys = np.random.default_rng(0).integers(-(2**31), 2**31, (1, 1000))
-    weighted = weighted_keys(ops.convert_to_tensor(keys, "int32"), ops.ones((1, 1000)))
+    order = weighted_order(ops.convert_to_tensor(keys, "int32"), ops.ones((1, 1000)))
     unsigned = keys[0].astype(np.uint32) >> 8
     expected = np.argsort(unsigned, kind="stable")
-    assert np.argsort(listed(weighted), kind="stable").tolist() == expected.tolist()
+    assert np.argsort(listed(order), kind="stable").tolist() == expected.tolist()
 
 
-def test_different_keys_stay_different_when_weighted():
-    """Ties would make the exact count miss: 32 bits must not shrink to 24."""
-    keys = row([2**30, 2**30 + 1, 2**30 + 255])
-    weighted = listed(weighted_keys(keys, row([1.0, 1.0, 1.0], "float32")))
-    assert len(set(weighted)) == 3
+@pytest.mark.parametrize(
+    ("count", "selected"),
+    [(0, "F F F F F"), (1, "F F T F F"), (2, "F F T F T"), (3, "T F T F T"), (5, "T T T T T")],
+)
+def test_equal_places_in_the_order_are_told_apart_by_the_keys(count, selected):
+    order, keys = row([5, 5, 1, 5, 5]), row([20, 40, 90, 30, 10])
+    chosen = select_first(order, keys, flags("T T T T T"), row([count]))
+    assert spelled(chosen) == selected
+
+
+def test_a_unit_in_an_order_is_not_cut():
+    order, keys = row([5, 5, 1, 1, 5]), row([20, 20, 90, 90, 10])
+    for count, selected in ((1, "F F T T F"), (3, "F F T T T"), (4, "T T T T T")):
+        assert spelled(select_first(order, keys, flags("T T T T T"), row([count]))) == selected

@@ -1,0 +1,252 @@
+"""`MaskedLanguageModel`: where masking, encoder and objective meet."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_dynmask import DynamicMasking, MaskedLanguageModel, TransformerEncoder
+
+VOCABULARY, MASK = 50, 1
+DIALS = {
+    "tokens": {},
+    "fixed size": {"mask_selection_length": 5},
+    "independent": {"exact_count": False},
+    "spans": {"mean_span_length": 3.0},
+    "whole words": {"continuation_token_ids": range(30, 50)},
+}
+
+
+def build(dropout=0.0, **masking):
+    keras.utils.set_random_seed(3)
+    return MaskedLanguageModel(
+        TransformerEncoder(VOCABULARY, 1, 2, 16, 24, dropout=dropout),
+        DynamicMasking(VOCABULARY, 0.2, MASK, seed=9, **masking),
+    )
+
+
+def rows(count=32, length=20, padding=4):
+    ids = np.random.default_rng(0).integers(2, VOCABULARY, (count, length)).astype("int32")
+    ids[:, length - padding :] = 0
+    return ids
+
+
+def numpy(tensor):
+    return ops.convert_to_numpy(tensor)
+
+
+def fitted(compile_arguments=None, fit_arguments=None, **kwargs):
+    model = build(**kwargs)
+    model.compile(**{"optimizer": keras.optimizers.Adam(1e-2), **(compile_arguments or {})})
+    arguments = {"batch_size": 8, "epochs": 2, "verbose": 0, "shuffle": False}
+    history = model.fit(rows(), **{**arguments, **(fit_arguments or {})}).history
+    return model, history
+
+
+@pytest.mark.parametrize("dials", DIALS.values(), ids=DIALS)
+def test_logits_are_those_of_the_selected_positions(dials):
+    model, ids = build(**dials), rows()
+    out = {name: numpy(value) for name, value in model(ids, training=True).items()}
+    real = out["mask_weights"] > 0
+    assert out["logits"].shape == (*real.shape, VOCABULARY)
+    assert 0 < real.sum() < real.size or dials == {}
+    everywhere = numpy(model(out["token_ids"]))
+    at_selected = np.take_along_axis(everywhere, out["mask_positions"][..., None], axis=1)
+    np.testing.assert_allclose(out["logits"][real], at_selected[real], atol=1e-5)
+    originals = np.take_along_axis(ids, out["mask_positions"], axis=1)
+    np.testing.assert_array_equal(out["mask_ids"][real], originals[real])
+
+
+def test_the_loss_is_the_mean_over_selected_tokens():
+    model, ids = build(mask_selection_length=6), rows()
+    model.compile("adam")
+    out = model(ids, training=True)
+    logits, weights = numpy(out["logits"]).astype("float64"), numpy(out["mask_weights"])
+    log_normaliser = np.log(np.exp(logits).sum(-1))
+    right = np.take_along_axis(logits, numpy(out["mask_ids"])[..., None], axis=-1)[..., 0]
+    expected = ((log_normaliser - right) * weights).sum() / weights.sum()
+    assert float(model.compute_loss(ids, None, out)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_without_targets_costs_nothing_and_breaks_nothing():
+    model = build()
+    model.compile("adam")
+    before = model.get_weights()
+    history = model.fit(np.zeros((8, 6), "int32"), verbose=0).history
+    assert history["loss"] == [0.0] and history["selection_rate"] == [0.0]
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+    assert len(before) == len(model.get_weights())
+
+
+def test_the_masked_loss_falls_on_text_that_repeats():
+    ids = np.tile(np.arange(2, 22, dtype="int32"), (64, 1))
+    model = build()
+    model.compile(keras.optimizers.Adam(1e-2))
+    history = model.fit(ids, epochs=80, batch_size=16, verbose=0).history
+    assert history["masked_loss"][0] > 3.5 and history["masked_loss"][-1] < 0.5
+    assert history["masked_accuracy"][-1] > 0.9
+    assert history["perplexity"][-1] == pytest.approx(np.exp(history["masked_loss"][-1]), rel=1e-3)
+
+
+@pytest.mark.parametrize("dials", DIALS.values(), ids=DIALS)
+def test_the_selection_rate_is_measured(dials):
+    model = build(unselectable_token_ids=(0, 7, MASK), **dials)
+    model.compile("adam")
+    ids = rows(256)
+    rate = model.evaluate(ids, verbose=0, return_dict=True)["selection_rate"]
+    masked = model.masking.mask_fixed({"token_ids": ops.convert_to_tensor(ids)}, 20)
+    selectable = (~np.isin(ids, [0, 7, MASK])).sum()
+    if "mask_selection_length" not in dials:  # there the model's targets are smaller than 20
+        assert rate == pytest.approx(numpy(masked["mask_weights"]).sum() / selectable, rel=2e-3)
+    assert 0.15 < rate < 0.25
+
+
+def test_evaluation_does_not_depend_on_order_batches_or_padding():
+    model, _ = fitted()
+    ids = rows(50)
+    reference = model.evaluate(ids, batch_size=50, verbose=0, return_dict=True)
+    del reference["loss"]  # Keras' mean over batches
+    for variant, batch_size in ((ids, 7), (ids[::-1], 16), (np.pad(ids, ((0, 0), (0, 5))), 50)):
+        again = model.evaluate(variant, batch_size=batch_size, verbose=0, return_dict=True)
+        assert {name: again[name] for name in reference} == pytest.approx(reference, rel=1e-5)
+    assert int(model.masking.step) == 8  # what fit counted, and evaluate left alone
+
+
+def test_predictions_are_for_untouched_input():
+    model, _ = fitted()
+    ids = rows()
+    predicted = model.predict(ids, batch_size=8, verbose=0)
+    assert predicted.shape == (*ids.shape, VOCABULARY)
+    np.testing.assert_allclose(
+        predicted, numpy(model.to_logits(model.encode(ids))), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(predicted, numpy(model(ids)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "compile_arguments",
+    [{"jit_compile": True}, {"steps_per_execution": 2}, {"run_eagerly": True}],
+    ids=str,
+)
+def test_every_way_to_run_trains_alike(compile_arguments):
+    _, reference = fitted({"jit_compile": False})
+    model, history = fitted(compile_arguments)
+    assert int(model.masking.step) == 8
+    for name, values in reference.items():
+        np.testing.assert_allclose(history[name], values, rtol=2e-3, atol=1e-4)
+
+
+def test_gradient_accumulation_counts_micro_batches_as_steps():
+    optimizer = keras.optimizers.Adam(1e-2, gradient_accumulation_steps=2)
+    model, history = fitted({"optimizer": optimizer})
+    assert int(model.masking.step) == 8 and int(optimizer.iterations) == 4
+    assert history["masked_loss"][1] < history["masked_loss"][0]
+
+
+def test_mixed_precision_trains():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model, history = fitted()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert keras.backend.standardize_dtype(model(rows()).dtype) == "bfloat16"
+    _, reference = fitted()
+    np.testing.assert_allclose(history["masked_loss"], reference["masked_loss"], rtol=0.02)
+
+
+def test_rows_of_no_weight_do_not_count():
+    ids, model = rows(), build()
+    model.compile("adam")
+    weights = np.repeat([1.0, 0.0], 16)
+    weighted = model.evaluate(ids, sample_weight=weights, verbose=0, return_dict=True)
+    alone = model.evaluate(ids[:16], verbose=0, return_dict=True)
+    for name in ("masked_loss", "masked_accuracy", "perplexity"):
+        assert weighted[name] == pytest.approx(alone[name], rel=1e-5)
+
+
+def test_a_dict_brings_padding_and_what_may_be_selected():
+    model, ids = build(), rows()
+    selectable = np.zeros(ids.shape, bool)
+    selectable[:, 3:8] = True
+    inputs = {"token_ids": ids, "padding_mask": ids != 0, "selectable": selectable}
+    out = model(inputs, training=True)
+    chosen = numpy(out["mask_positions"])[numpy(out["mask_weights"]) > 0]
+    assert set(chosen) <= set(range(3, 8)) and len(chosen) == 32
+    model.compile("adam")
+    assert model.fit(inputs, verbose=0).history["selection_rate"][0] == pytest.approx(0.2, abs=0.02)
+
+
+def test_any_keras_model_is_an_encoder():
+    names = ("token_ids", "padding_mask", "segment_ids")
+    inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
+    embedded = keras.layers.Embedding(VOCABULARY, 8)(inputs["token_ids"])
+    embedded += keras.layers.Embedding(2, 8)(inputs["segment_ids"])
+    hidden = embedded * ops.expand_dims(ops.cast(inputs["padding_mask"], "float32"), -1)
+    backbone = keras.Model(inputs, {"sequence_output": keras.layers.Dense(12)(hidden)})
+    plain = keras.Sequential([keras.layers.Embedding(VOCABULARY, 8), keras.layers.Dense(12)])
+    for encoder in (backbone, plain):
+        model = MaskedLanguageModel(encoder, DynamicMasking(VOCABULARY, 0.2, MASK, seed=0))
+        model.compile("adam")
+        assert np.isfinite(model.fit(rows(), verbose=0).history["loss"][0])
+        assert model.predict(rows(), verbose=0).shape == (32, 20, VOCABULARY)
+
+
+def test_the_head_shares_the_embedding():
+    model = build()
+    embedding = model.encoder.token_embedding.embeddings
+    assert sum(tuple(w.shape)[0] == VOCABULARY for w in model.trainable_weights) == 2  # and a bias
+    before = numpy(model(rows(1)))
+    embedding.assign(embedding * 2.0)
+    assert not np.allclose(before, numpy(model(rows(1))))
+
+
+def test_a_saved_model_goes_on_as_if_never_stopped(tmp_path):
+    whole, _ = fitted(dropout=0.2, fit_arguments={"epochs": 4})
+    half, _ = fitted(dropout=0.2, fit_arguments={"epochs": 2})
+    half.save(tmp_path / "half.keras")
+    resumed = keras.models.load_model(tmp_path / "half.keras")
+    assert int(resumed.masking.step) == 8
+    resumed.fit(rows(), batch_size=8, epochs=2, verbose=0, shuffle=False)
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_evaluation_is_equal_in_another_process(tmp_path):
+    model, _ = fitted()
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "rows.npy", rows())
+    script = (
+        "import keras, numpy, keras_dynmask;"
+        f"model = keras.models.load_model({str(tmp_path / 'model.keras')!r});"
+        f"rows = numpy.load({str(tmp_path / 'rows.npy')!r});"
+        "print(model.evaluate(rows, batch_size=5, verbose=0, return_dict=True)['masked_loss'])"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    here = model.evaluate(rows(), verbose=0, return_dict=True)["masked_loss"]
+    assert float(run.stdout.split()[-1]) == pytest.approx(here, rel=1e-5)
+
+
+def test_misuse_is_named():
+    masking = DynamicMasking(VOCABULARY, 0.2, MASK)
+    encoder = TransformerEncoder(VOCABULARY, 1, 2, 16, 24)
+    with pytest.raises(ValueError, match="`masking` must be a DynamicMasking layer.*'BERT'"):
+        MaskedLanguageModel(encoder, "BERT")
+    with pytest.raises(ValueError, match="`encoder` must be a Keras model or layer.*None"):
+        MaskedLanguageModel(None, masking)
+    with pytest.raises(ValueError, match="same vocabulary size.*encoder=60, masking=50"):
+        MaskedLanguageModel(TransformerEncoder(60, 1, 2, 16, 24), masking)
+    with pytest.raises(ValueError, match=r"`encoder` must give hidden states.*shape=\(None, 8\)"):
+        pooled = [keras.layers.Embedding(VOCABULARY, 8), keras.layers.GlobalMaxPooling1D()]
+        MaskedLanguageModel(keras.Sequential(pooled), masking)
+    model = build()
+    model.compile("adam", loss="mse")
+    with pytest.raises(ValueError, match="`compile` must leave `loss` unset.*loss='mse'"):
+        model.fit(rows(), rows(), verbose=0)
+    model = build()
+    model.compile("adam")
+    with pytest.raises(ValueError, match="`y` must be left out"):
+        model.fit(rows(), rows(), verbose=0)
