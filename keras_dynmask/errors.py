@@ -51,8 +51,7 @@ def is_real(value, low, high):
 
 def flag(name, value):
     """`value` as a bool."""
-    known = isinstance(value, (bool, np.bool_)) or (isinstance(value, int) and value in (0, 1))
-    require(known, f"`{name}` must be True or False.", **{name: value})
+    require(isinstance(value, bool | np.bool_), f"`{name}` must be True or False.", **{name: value})
     return bool(value)
 
 

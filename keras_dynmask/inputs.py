@@ -15,10 +15,10 @@ MADE = ("token_ids", "mask_positions", "mask_ids", "mask_weights")
 
 
 def as_features(inputs):
-    """A new dict of features for ids alone or for a dict of them; None is no feature."""
+    """A new dict of features for ids alone or for a dict of them, less those of None."""
     if not isinstance(inputs, dict):
         return {"token_ids": inputs}
-    features = {name: value for name, value in inputs.items() if value is not None}
+    features = {k: v for k, v in inputs.items() if v is not None or k not in READ}
     require("token_ids" in features, "`inputs` must hold `token_ids`.", keys=list(inputs))
     return features
 

@@ -86,8 +86,9 @@ def apply_masking(input_sequence, mask_sequence, mask_token_id=0):
 
     Args:
         input_sequence: array or tensor `[length]` or `[batch, length]`, of any dtype;
-            or with feature axes behind, which are masked whole.
-        mask_sequence: 0 masked, 1 visible. `[length]` serves every row of a batch.
+            or with feature axes behind.
+        mask_sequence: 0 masked, 1 visible, of a shape that broadcasts to the input's:
+            `[length]` serves every row of a batch, `[..., length, 1]` masks vectors.
         mask_token_id: number, in the dtype of the input.
 
     Returns:
@@ -103,16 +104,13 @@ def apply_masking(input_sequence, mask_sequence, mask_token_id=0):
     """
     inputs = ops.convert_to_tensor(input_sequence)
     visible = ops.not_equal(ops.convert_to_tensor(mask_sequence), 0)
-    lead = tuple(inputs.shape)[: len(visible.shape)]
-    row = tuple(inputs.shape)[1:2]
+    shape, mask_shape = tuple(inputs.shape), tuple(visible.shape)
+    trailing = shape[len(shape) - len(mask_shape) :]
     require(
-        tuple(visible.shape) in (lead, row),
-        "`mask_sequence` must have the shape of `input_sequence`, or of one of its rows.",
-        mask_sequence=tuple(visible.shape),
-        input_sequence=tuple(inputs.shape),
+        len(mask_shape) <= len(shape)
+        and all(mask in (1, size) for mask, size in zip(mask_shape, trailing, strict=True)),
+        "`mask_sequence` must have a shape that broadcasts to that of `input_sequence`.",
+        mask_sequence=mask_shape,
+        input_sequence=shape,
     )
-    if tuple(visible.shape) != lead:
-        visible = ops.expand_dims(visible, 0)
-    for _ in range(len(inputs.shape) - len(visible.shape)):
-        visible = ops.expand_dims(visible, -1)
     return ops.where(visible, inputs, ops.cast(mask_token_id, inputs.dtype))

@@ -94,7 +94,7 @@ def test_ragged_companions_are_cut_with_their_rows():
     inputs = {"token_ids": RAGGED, "selectable": selectable}
     outputs = layer(mask_selection_rate=1.0)(inputs)
     assert outputs["token_ids"].to_list() == [[1, 1, 1], RAGGED[1], [], [1]]
-    assert outputs["selectable"].to_list() == selectable
+    assert outputs["selectable"] == selectable
 
 
 def test_the_padding_mask_of_ragged_rows_comes_back_as_it_came():
@@ -226,7 +226,7 @@ def test_a_failed_call_does_not_switch_masking_on_in_models():
     masking = layer()
     model = in_a_model(masking)
     with pytest.raises(ValueError):
-        masking({"token_ids": IDS, "label": "not a tensor"})
+        masking(IDS.astype("float32"))
     assert np.array_equal(model(IDS), IDS)
 
 
@@ -508,7 +508,6 @@ BAD_CALLS = [
     ([["a"]], {}, "`token_ids`"),
     ([[[5]]], {}, "`token_ids` must be .* of shape"),
     ([5, [6, 7]], {}, "`token_ids`"),
-    ([np.array([5]), np.array([5, 6])], {}, "`token_ids`"),
     ([[5, 100]], {}, r"`token_ids` must lie in \[0, 99\]"),
     (np.array([[-1, 5]]), {}, "`token_ids` must lie in"),
     (tf.constant([[100]]), {}, "`token_ids` must lie in"),
