@@ -91,7 +91,7 @@ class Recipe:
         model = MaskedLanguageModel(encoder, masking)
         warmup = math.ceil(self.warmup_share * steps)
         schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, steps - warmup, warmup_target=self.learning_rate, warmup_steps=warmup
+            0.0, max(1, steps - warmup), warmup_target=self.learning_rate, warmup_steps=warmup
         )
         model.compile(
             keras.optimizers.AdamW(schedule, weight_decay=self.weight_decay),
@@ -243,6 +243,7 @@ def prepare(recipe, partial):
     """Reads the corpus, learns the tokenizer, packs the rows: what a run starts from."""
     documents, held_out = text.split_documents(recipe.read_corpus(), recipe.validation_share)
     tokenizer = text.train_tokenizer(documents, recipe.vocabulary_size)
+    recipe.build_model(tokenizer, steps=1)  # refuses what can't be built, before a file is written
     rows = text.pack(tokenizer, documents, recipe.length)
     held_out_rows = text.pack(tokenizer, held_out, recipe.length)
     with replacing(partial) as path:
@@ -259,6 +260,11 @@ def load_recipe(directory):
         ValueError: where there is none.
     """
     path = pathlib.Path(directory) / "recipe.json"
+    require(
+        path.is_file(),
+        "`directory` must hold a run of pretrain, but it has no recipe.json.",
+        directory=str(directory),
+    )
     try:
         return Recipe(**json.loads(path.read_text()))
     except (OSError, TypeError, ValueError) as error:
@@ -272,7 +278,11 @@ def load_model(directory):
         ValueError: where there is none, or it is broken.
     """
     path = pathlib.Path(directory) / "model.keras"
-    require(path.is_file(), "`directory` must be one that pretrain made.", directory=str(directory))
+    require(
+        path.is_file(),
+        "`directory` must be one that pretrain made, but it has no model.keras.",
+        directory=str(directory),
+    )
     try:
         return keras.models.load_model(path)
     except Exception as error:  # zip, HDF5 and JSON each have their own

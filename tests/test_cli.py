@@ -1,0 +1,261 @@
+"""The command line, as a person meets it."""
+
+import csv
+import importlib.util
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_dynmask import cli, training
+
+SMALL = ["--layers", "1", "--heads", "2", "--hidden", "16", "--intermediate", "16"]
+SMALL += ["--length", "16", "--vocabulary-size", "120", "--epochs", "3", "--batch-size", "16"]
+
+
+def words(count, seed=0):
+    drawn = random.Random(seed)
+    names, verbs = ["cat", "dog", "bird", "fish"], ["sees", "hears", "likes", "knows"]
+    lines = (
+        f"the {drawn.choice(names)} {drawn.choice(verbs)} the {drawn.choice(names)} ."
+        for _ in range(count // 6)
+    )
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text(words(6000))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "corpus.txt").write_text(words(6000))
+    output = folder / "run"
+    assert (
+        cli.main(["pretrain", "--corpus", str(folder / "*.txt"), "--output", str(output), *SMALL])
+        == 0
+    )
+    return output
+
+
+def test_pretrain_leaves_everything(trained):
+    assert sorted(path.name for path in trained.iterdir()) == [
+        "history.csv",
+        "loss.png",
+        "model.keras",
+        "recipe.json",
+        "report.json",
+        "saved_model",
+        "tokenizer.json",
+    ]
+    assert not trained.with_name("run.partial").exists()
+    with open(trained / "history.csv") as file:
+        history = list(csv.DictReader(file))
+    assert [row["epoch"] for row in history] == ["1", "2", "3"]
+    assert float(history[-1]["val_masked_loss"]) < float(history[0]["val_masked_loss"])
+    report = json.loads((trained / "report.json").read_text())
+    assert report["masked_loss"] == pytest.approx(float(history[-1]["val_masked_loss"]))
+    assert "[MASK]" in report["example"]
+    assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_saved_model_agrees_with_the_keras_model(trained):
+    ids = np.array([[5, 6, 7, 8, 9]], "int32")
+    saved_model = tf.saved_model.load(str(trained / "saved_model"))
+    served = saved_model.serve(tf.constant(ids))
+    model = training.load_model(trained)
+    np.testing.assert_allclose(served, model.predict(ids, verbose=0), atol=1e-5)
+
+
+def test_fill_mask_prints_guesses(trained, capsys):
+    assert cli.main(["fill-mask", str(trained), "the [MASK] sees [MASK] dog", "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[MASK] 1" and lines[3] == "[MASK] 2" and len(lines) == 6
+    assert all(re.fullmatch(r" +\d+\.\d%  \S+", lines[i]) for i in (1, 2, 4, 5))
+
+
+def test_preview_shows_every_fate_without_colours(trained, capsys):
+    assert cli.main(["preview", "--steps", "40", "--rate", "0.3"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("step ") >= 40
+    for mark in (r"\[MASK\]", r"\*\w+\*", r" _\w+_"):
+        assert re.search(mark, shown.split("hidden")[0])
+    assert cli.main(["preview", "the dogcat sees", "--model", str(trained), "--whole-words"]) == 0
+    assert cli.main(["preview", "the cat sees", "--model", str(trained), "--span", "3"]) == 0
+
+
+def test_export_writes_a_saved_model_once(trained, tmp_path, capsys):
+    target = str(tmp_path / "served")
+    assert cli.main(["export", str(trained), "--output", target]) == 0
+    saved_model = tf.saved_model.load(target)
+    assert saved_model.serve(tf.constant([[5, 6]])).shape[:2] == (1, 2)
+    assert cli.main(["export", str(trained), "--output", target]) == 2
+    assert "`output` must not exist yet" in capsys.readouterr().err
+
+
+def test_static_masks_can_be_asked_for(corpus, tmp_path, capsys):
+    arguments = ["pretrain", "--corpus", corpus, "--masking", "static", "--output"]
+    assert cli.main([*arguments, str(tmp_path / "static"), *SMALL, "--whole-words"]) == 0
+    assert "static masks" in capsys.readouterr().out
+    recipe = training.load_recipe(tmp_path / "static")
+    assert recipe.masking == "static" and recipe.whole_words
+
+
+def test_static_rows_keep_the_mask_of_the_first_step():
+    from keras_dynmask import DynamicMasking
+
+    rows = np.random.default_rng(0).integers(4, 50, (40, 16)).astype("int32")
+    masking = DynamicMasking(50, 0.25, 3, seed=0)
+    (x, labels, weights), expected = training.masked_once(masking, rows), masking(rows, step=0)
+    np.testing.assert_array_equal(x["token_ids"], expected["token_ids"])
+    originals = np.take_along_axis(rows, x["mask_positions"], axis=1)
+    np.testing.assert_array_equal(labels, np.where(weights > 0, originals, 0))
+
+
+def test_batches_depend_on_seed_and_epoch_alone():
+    rows = np.arange(50)
+    first = training.ShuffledRows(rows, 8, seed=1)
+    epoch_0 = [first[i].tolist() for i in range(len(first))]
+    first.on_epoch_end()
+    epoch_1 = [first[i].tolist() for i in range(len(first))]
+    resumed = training.ShuffledRows(rows, 8, seed=1, epoch=1)
+    assert [resumed[i].tolist() for i in range(len(resumed))] == epoch_1 != epoch_0
+    assert len(first) == 6 and len({n for batch in epoch_0 for n in batch}) == 48
+
+
+def mistakes(folder):
+    latin, empty, short = folder / "latin.txt", folder / "empty.txt", folder / "short.txt"
+    latin.write_bytes(b"caf\xe9 " * 9000)
+    empty.write_text("")
+    short.write_text("too little")
+    taken, unfinished = folder / "taken", folder / "unfinished"
+    taken.mkdir()
+    unfinished.with_name("unfinished.partial").mkdir()
+    damaged = folder / "damaged"
+    damaged.mkdir()
+    (damaged / "model.keras").write_bytes(b"PK not a model")
+    new = str(folder / "new")
+    return {
+        "missing corpus": (["pretrain", "--corpus", "no/such*", "--output", new], "readable text"),
+        "not UTF-8": (["pretrain", "--corpus", str(latin), "--output", new], "UTF-8"),
+        "empty": (["pretrain", "--corpus", str(empty), "--output", new], "every file is empty"),
+        "too short": (
+            ["pretrain", "--corpus", str(short), "--output", new],
+            "at least 8 documents",
+        ),
+        "bad rate": (["pretrain", "--rate", "1.5", "--output", new], "mask_selection_rate=1.5"),
+        "bad length": (["pretrain", "--length", "0", "--output", new], "`length` must be"),
+        "bad heads": (["pretrain", "--heads", "3", "--output", new], "`hidden_dim` must be"),
+        "bad span": (["pretrain", "--span", "0.5", "--output", new], "`mean_span_length` must be"),
+        "bad dropout": (["pretrain", "--dropout", "2", "--output", new], "`dropout` must be"),
+        "output taken": (["pretrain", "--output", str(taken)], "`output` must not exist yet"),
+        "unfinished": (["pretrain", "--output", str(unfinished)], "interrupted run"),
+        "nothing to resume": (["pretrain", "--resume", "--output", new], "no recipe.json"),
+        "no run": (["fill-mask", str(folder), "a [MASK]"], "must be one that pretrain made"),
+        "damaged": (["fill-mask", str(damaged), "a [MASK]"], "must be a whole model file"),
+        "no output": (["export", str(folder / "nowhere")], "must be one that pretrain made"),
+        "words": (["preview", "--whole-words"], "needs the tokenizer"),
+    }
+
+
+MISTAKES = [
+    "missing corpus", "not UTF-8", "empty", "too short", "bad rate", "bad length", "bad heads",
+    "bad span", "bad dropout", "output taken", "unfinished", "nothing to resume", "no run",
+    "damaged", "no output", "words",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_costs_one_clear_line_and_status_2(mistake, tmp_path, capsys):
+    arguments, message = mistakes(tmp_path)[mistake]
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and said.err.startswith("keras-dynmask: ")
+    assert message in said.err and said.out == ""
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "tokenizers" else find(name)
+    )
+    assert cli.main(["pretrain"]) == 2
+    assert capsys.readouterr().err == (
+        "keras-dynmask: This needs tokenizers: pip install 'keras-dynmask[text]'\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["preview", "--help"]])
+def test_help_has_examples(arguments, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(arguments)
+    assert "example" in capsys.readouterr().out
+
+
+def test_resuming_with_other_settings_is_refused(corpus, tmp_path, capsys):
+    recipe = training.Recipe(corpus=(corpus,), vocabulary_size=120, length=16)
+    training.prepare(recipe, tmp_path / "run.partial")
+    arguments = ["pretrain", "--resume", "--output", str(tmp_path / "run"), "--epochs", "7"]
+    assert cli.main(arguments) == 2
+    assert "`epochs` must be what the interrupted run began with, 40" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_weights(corpus, tmp_path):
+    command = [sys.executable, "-m", "keras_dynmask", "pretrain", "--corpus", corpus, *SMALL]
+    command += ["--epochs", "6", "--dropout", "0.2", "--output"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+
+    killed = [*command, str(tmp_path / "killed")]
+    process = subprocess.Popen(killed, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch   2/6"):
+            time.sleep(0.3)  # into the third epoch, or into the saving of the second
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    process.stdout.close()
+    assert not (tmp_path / "killed").exists()
+    said = subprocess.run([*killed, "--resume"], check=True, capture_output=True, text=True).stdout
+    assert re.search(r"epochs [234] to 6", said)
+
+    whole, resumed = (training.load_model(tmp_path / name) for name in ("whole", "killed"))
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (tmp_path / "whole/history.csv").read_text() == (
+        tmp_path / "killed/history.csv"
+    ).read_text()
+
+
+@pytest.mark.slow
+def test_two_runs_do_not_share_a_directory(corpus, tmp_path):
+    recipe = training.Recipe(corpus=(corpus,), vocabulary_size=120, length=16)
+    partial = tmp_path / "run.partial"
+    training.prepare(recipe, partial)
+    with training.locked(partial), pytest.raises(ValueError, match="in use by another run"):
+        training.train(recipe, tmp_path / "run", resume=True)
+
+
+def test_writing_is_all_or_nothing(tmp_path):
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), training.replacing(target) as path:
+        path.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+    with training.replacing(target) as path:
+        path.write_text("new")
+    assert target.read_text() == "new" and list(tmp_path.iterdir()) == [target]
