@@ -13,23 +13,6 @@ from matplotlib.patches import Patch
 from keras_dynmask import DynamicMasking
 
 TEXT = "a fresh mask at every step so the model can not learn the gaps by heart"
-    "a",
-    "fresh",
-    "mask",
-    "at",
-    "every",
-    "step",
-    "so",
-    "the",
-    "model",
-    "can",
-    "not",
-    "learn",
-    "the",
-    "gaps",
-    "by",
-    "heart",
-]
 STEPS = 16
 FATES = {
     "untouched": "#e8e8e8",

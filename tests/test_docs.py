@@ -17,11 +17,6 @@ ROOT = Path(__file__).parent.parent
 MODULES = [module.name for module in pkgutil.iter_modules(keras_dynmask.__path__)]
 PUBLIC = {name: getattr(keras_dynmask, name) for name in keras_dynmask.__all__}
 NAMES = {"np": np, "tf": tf, "ops": ops, **PUBLIC}
-    "np": np,
-    "tf": tf,
-    "ops": ops,
-    **{n: getattr(keras_dynmask, n) for n in keras_dynmask.__all__},
-}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "__main__"])
