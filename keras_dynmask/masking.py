@@ -262,19 +262,19 @@ class DynamicMasking(keras.layers.Layer):
         """Which positions may be selected: bool `[batch, length]`, for a dict of tensors."""
         return self._is_token(inputs) & ops.cast(inputs.get("selectable", True), "bool")
 
-    def selection_capacity(self, length):
+    def selection_capacity(self, length, begins=False):
         """A size for the targets of rows of `length` that is small and holds the selected.
 
-        Exact counts of tokens never overflow it. For longer units there is room for
-        one of eight times the mean length (two pieces a word), for independent draws
-        for six standard deviations.
+        Exact counts of tokens never overflow it. For longer units (`begins`: of the
+        caller's own) there is room for one of eight times the mean length, two tokens
+        a word; for independent draws for six standard deviations.
         """
         if self.mask_selection_length is not None:
             return self.mask_selection_length
         rate = self.mask_selection_rate
         highest = rate if isinstance(rate, float) else rate[1] if isinstance(rate, tuple) else 1.0
-        pieces = 1 if self.continuation_token_ids is None else 2
-        unit = self.mean_span_length * pieces
+        words = begins or self.continuation_token_ids is not None
+        unit = self.mean_span_length * (2 if words else 1)
         room = 0 if unit == 1 else 8 * unit
         size = length if isinstance(length, int) else ops.cast(length, "float32")
         if not self.exact_count:

@@ -124,7 +124,8 @@ class MaskedLanguageModel(keras.Model):
             return self._logits(features, training)
         if not training and not _EVALUATING.get():
             return self._logits(features, training)
-        capacity = self.masking.selection_capacity(ops.shape(features["token_ids"])[1])
+        length = ops.shape(features["token_ids"])[1]
+        capacity = self.masking.selection_capacity(length, begins="begins" in features)
         mask = self.masking.mask if training else self.masking.mask_fixed
         masked = mask(features, selection_length=capacity)
         return {**masked, "logits": self._logits(masked, training)}

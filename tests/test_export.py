@@ -66,7 +66,7 @@ def test_plain_tensorflow_serves_the_same_numbers(exported):
 
 def test_its_graph_draws_nothing_and_knows_nothing_of_the_masker(exported):
     operations = {node.op for node in nodes(exported)}
-    assert "MatMul" in operations
+    assert operations & {"MatMul", "BatchMatMulV2", "Einsum"}
     assert not [op for op in operations if "andom" in op or "Bitwise" in op or "Shift" in op]
     content = (exported / "saved_model" / "saved_model.pb").read_bytes()
     assert b"the_masker" not in content and b"DynamicMasking" not in content
