@@ -23,7 +23,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=pathlib.Path, required=True, help="where runs are kept")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each arm (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=Recipe.epochs, help="(%(default)s)")
+    parser.add_argument("--epochs", type=int, default=40, help="(%(default)s)")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
     histories = {

@@ -10,7 +10,7 @@ from keras_dynmask.errors import need_extra, require, whole
 
 DESCRIPTION = "Dynamic masking for masked language modelling: pretrain, look, fill, export."
 EXAMPLES = """examples:
-  keras-dynmask pretrain                              the embedded corpus, about four minutes
+  keras-dynmask pretrain                              the embedded corpus, in a few minutes
   keras-dynmask pretrain --corpus 'books/*.txt' --output books --whole-words
   keras-dynmask pretrain --resume --output books      go on after an interruption
   keras-dynmask fill-mask books "the [MASK] said nothing"
@@ -208,7 +208,7 @@ def _add_recipe_options(group):
     option("--rate", "mask_selection_rate", "share of the tokens selected (0.15)", type=float)
     option("--span", "mean_span_length", "mean length of what is masked together (1)", type=float)
     option("--whole-words", "whole_words", "never split a word", action="store_true")
-    option("--epochs", "epochs", "passes over the corpus (40)", type=int)
+    option("--epochs", "epochs", "passes over the corpus (30)", type=int)
     option("--batch-size", "batch_size", "rows per step (32)", type=int)
     option("--length", "length", "tokens per row (64)", type=int)
     option("--vocabulary-size", "vocabulary_size", "word pieces to learn (4000)", type=int)

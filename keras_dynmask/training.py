@@ -38,7 +38,7 @@ class Recipe:
     hidden_dim: int = 128
     intermediate_dim: int = 256  # gated, so worth about 1.5 times as much
     dropout: float = 0.1
-    epochs: int = 40  # enough for a static mask to be learnt by heart
+    epochs: int = 30  # the held-out loss is flat by then; under five minutes on two cores
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup_share: float = 0.1
