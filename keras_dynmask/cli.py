@@ -40,6 +40,7 @@ def pretrain(output, resume, **options):
     from keras_dynmask.filling import fill_mask
 
     output = pathlib.Path(output)
+    require(not output.exists(), "`output` must not exist yet.", output=str(output))
     if resume:
         recipe = training.load_recipe(training.partial_directory(output))
         for name, value in vars(dataclasses.replace(recipe, **options)).items():
@@ -52,7 +53,11 @@ def pretrain(output, resume, **options):
         recipe = training.Recipe(**options)
     try:
         report = training.train(
-            recipe, output, resume=resume, announce=print, live=sys.stdout.isatty()
+            recipe,
+            output,
+            resume=resume,
+            announce=print,
+            live=sys.stdout is not None and sys.stdout.isatty(),
         )
     except KeyboardInterrupt:
         print(f"\nGo on with: keras-dynmask pretrain --resume --output {output}", file=sys.stderr)

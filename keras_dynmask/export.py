@@ -2,8 +2,10 @@
 
 import keras
 
+from keras_dynmask.errors import require
 
-def export_saved_model(model, filepath, *, dtype="int32"):
+
+def export_saved_model(model, filepath, *, dtype="int32", verbose=False):
     """Writes a SavedModel that TensorFlow serves without Keras and without this package.
 
     Endpoints `serve` (and `serving_default`), token ids to logits `[batch, length,
@@ -14,8 +16,10 @@ def export_saved_model(model, filepath, *, dtype="int32"):
         model: a `MaskedLanguageModel`.
         filepath: the directory to write.
         dtype: what the endpoints take, "int32" or "int64". SavedModels are strict.
+        verbose: bool, whether Keras prints the endpoints.
 
     Raises:
+        ValueError: for another dtype.
         ImportError: without TensorFlow.
     """
     try:
@@ -23,6 +27,7 @@ def export_saved_model(model, filepath, *, dtype="int32"):
     except ImportError as error:
         raise ImportError("A SavedModel is TensorFlow's: install tensorflow.") from error
 
+    require(dtype in ("int32", "int64"), "`dtype` must be 'int32' or 'int64'.", dtype=dtype)
     token_ids = [tf.TensorSpec((None, None), dtype, name="token_ids")]
     archive = keras.export.ExportArchive()
     archive.track(model.encoder)
@@ -31,4 +36,4 @@ def export_saved_model(model, filepath, *, dtype="int32"):
         "serve", lambda ids: model.to_logits(model.encode(ids, training=False)), token_ids
     )
     archive.add_endpoint("encode", lambda ids: model.encode(ids, training=False), token_ids)
-    archive.write_out(str(filepath), verbose=False)
+    archive.write_out(str(filepath), verbose=verbose)

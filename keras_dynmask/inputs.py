@@ -32,7 +32,7 @@ def standardize(features, vocabulary_size):
     """
     features = {name: _as_array(name, features[name]) for name in READ if name in features}
     ragged = is_ragged(features["token_ids"])
-    _check_ids(features["token_ids"], vocabulary_size)
+    check_ids(features["token_ids"], vocabulary_size)
     _check_companions(features)
     if ragged:
         features, lengths = _padded(features)
@@ -85,7 +85,8 @@ def _as_array(name, value):
     return array if array.size else array.astype("int32")
 
 
-def _check_ids(token_ids, vocabulary_size):
+def check_ids(token_ids, vocabulary_size):
+    """That ids are integers, in rows, and where their values are at hand, known ids."""
     shape, dtype = getattr(token_ids, "shape", None), str(getattr(token_ids, "dtype", None))
     dtype = getattr(getattr(token_ids, "dtype", None), "name", dtype).removeprefix("torch.")
     require(

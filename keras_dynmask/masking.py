@@ -38,13 +38,16 @@ class DynamicMasking(keras.layers.Layer):
     (*kept*). In inference it returns `token_ids` bit for bit and weights of zero.
     Called on its own, or as `dataset.map(layer)`, it masks unless `training=False`.
     Inside a model it follows the model's training flag and is inert where that is
-    unset.
+    unset, as in a `call` of your own that takes no `training`. `stateless_call` needs
+    the flag, too.
 
     The mask is a pure function of the seed, the step, the replica and the row. The
     step is a weight of the layer, counted up by each call that masks, and saved
     with it: a run that is stopped and resumed goes on with the masks it would have
     had. The same seed gives the same masks in eager mode, in a graph, under XLA,
-    in tf.data and on every backend. Global seeds play no part.
+    in tf.data and on every backend. Global seeds play no part. Parallel calls of
+    `dataset.map(layer)` race for the step, so there the row's content counts, too;
+    `mask_dataset` has no race.
 
     Args:
         vocabulary_size: int, the number of ids; `token_ids` lie below it. In eager
@@ -55,8 +58,9 @@ class DynamicMasking(keras.layers.Layer):
             the rate at each step (clipped to [0, 1]).
         mask_token_id: int, the id that hides a token.
         mask_selection_length: int or None, the size K of the targets. Never more
-            than K tokens are selected: units that overflow are dropped at random,
-            so leave room for one unit more than the count. With None the targets
+            than K tokens are selected: units that overflow are dropped at random.
+            Long units overflow first, so leave room for one more than the count,
+            or they are selected less often than short ones. With None the targets
             are dense, as long as the row.
         unselectable_token_ids: ints, protected ids: never selected, never swapped
             in, and never part of a longer unit. The mask token is never swapped in
@@ -66,8 +70,9 @@ class DynamicMasking(keras.layers.Layer):
             unprotected id, drawn uniformly. The rest is kept.
         exact_count: bool. True selects exactly `rate * selectable` tokens of every
             row, rounded up or down by a coin so that the mean is exact; units
-            longer than a token miss that count by less than one unit. False
-            selects every unit on its own.
+            longer than a token miss that count by less than one unit, so a row
+            with a count below that length may have none selected. False selects
+            every unit on its own.
         mean_span_length: float >= 1, the mean number of tokens (or words) that are
             masked together. Lengths are geometric.
         continuation_token_ids: ints or None, the ids that continue a word. With
@@ -224,9 +229,10 @@ class DynamicMasking(keras.layers.Layer):
             self._maybe_reset_call_context()
 
     def call(self, inputs, training=None, step=None):
+        features = as_features(inputs)
         if training:
-            return self.mask(inputs, step, self.mask_selection_length)
-        return self._untouched(inputs)
+            return self.mask(features, step, self.mask_selection_length)
+        return self._untouched(features)
 
     def compute_mask(self, inputs, previous_mask=None):
         return None  # Keras' own mask is about padding: `padding_mask` says it
@@ -262,19 +268,25 @@ class DynamicMasking(keras.layers.Layer):
         """Which positions may be selected: bool `[batch, length]`, for a dict of tensors."""
         return self._is_token(inputs) & ops.cast(inputs.get("selectable", True), "bool")
 
-    def selection_capacity(self, length, begins=False):
-        """A size for the targets of rows of `length` that is small and holds the selected.
+    def selection_capacity(self, inputs):
+        """A size for the targets that is small and holds what is selected of `inputs`.
 
-        Exact counts of tokens never overflow it. For longer units (`begins`: of the
-        caller's own) there is room for one of eight times the mean length, two tokens
-        a word; for independent draws for six standard deviations.
+        Exact counts of tokens never overflow it. For longer units there is room for
+        one of eight times the mean length, two tokens a word; for independent draws for
+        six standard deviations; and for all where the caller says how long a unit is,
+        or how likely.
+
+        Args:
+            inputs: a dict of tensors `[batch, length]`, as `mask` takes it.
         """
         if self.mask_selection_length is not None:
             return self.mask_selection_length
+        length = ops.shape(inputs["token_ids"])[1]
+        if "begins" in inputs or ("selection_weights" in inputs and not self.exact_count):
+            return length
         rate = self.mask_selection_rate
         highest = rate if isinstance(rate, float) else rate[1] if isinstance(rate, tuple) else 1.0
-        words = begins or self.continuation_token_ids is not None
-        unit = self.mean_span_length * (2 if words else 1)
+        unit = self.mean_span_length * (1 if self.continuation_token_ids is None else 2)
         room = 0 if unit == 1 else 8 * unit
         size = length if isinstance(length, int) else ops.cast(length, "float32")
         if not self.exact_count:
@@ -318,23 +330,21 @@ class DynamicMasking(keras.layers.Layer):
             weights = ops.where(selectable & (weights > 0), weights, 0.0)  # so NaN is 0
             weights = heaviest_in_unit(weights, units)
             selectable = selectable & (weights > 0)
-        order = unit_keys if weights is None else weighted_order(unit_keys, weights)
+        unit_noise = noise.uniform(unit_keys)
+        order = unit_keys if weights is None else weighted_order(unit_noise, weights)
         if self.exact_count:
-            size = count_positions(selectable)
-            row_bits = noise.bits(keys, ops.arange(2, dtype="int32"), noise.ROW)
-            round_up, turn = ops.split(noise.uniform(row_bits), 2, axis=1)
-            count = selected_count(size, rate, round_up)
+            round_up, turn, _ = noise.row_uniforms(keys)
+            count = selected_count(count_positions(selectable), rate, round_up)
             if capacity is not None:
                 count = ops.minimum(count, capacity)
             if weights is None:
-                place = scaled(size, in_shares(turn))
-                selected = select_exactly(unit_keys, selectable, count, place)
+                selected = select_exactly(unit_keys, selectable, count, turn)
             else:
                 selected = select_first(order, unit_keys, selectable, count)
         else:
             if weights is not None:
                 rate = 1.0 - (1.0 - rate) ** weights
-            selected = select_independently(unit_keys, selectable, rate)
+            selected = select_independently(unit_noise, selectable, rate)
         return selected if capacity is None else drop_overflow(order, selected, capacity)
 
     def _outputs(self, inputs, shown, selected, capacity):
@@ -375,7 +385,7 @@ class DynamicMasking(keras.layers.Layer):
         if isinstance(rate, float):
             return rate
         low, high = (round(edge * 2**24) for edge in rate)
-        drawn = noise.uniform(noise.bits(keys, 2, noise.ROW))
+        _, _, drawn = noise.row_uniforms(keys)
         return ops.cast(low + scaled(in_shares(drawn), high - low), "float32") * 2.0**-24
 
 

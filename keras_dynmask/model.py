@@ -9,6 +9,7 @@ from keras import layers, ops
 
 from keras_dynmask.encoder import TransformerEncoder
 from keras_dynmask.errors import require
+from keras_dynmask.inputs import check_ids
 from keras_dynmask.masking import DynamicMasking, sum_over_replicas
 from keras_dynmask.objective import hits, states_at, token_losses, weighted_mean
 
@@ -31,7 +32,8 @@ class MaskedLanguageModel(keras.Model):
     optimizer and no loss. Logged beside `loss` (the mean over batches) are means over
     selected tokens, which do not move with the batch size: `masked_loss`,
     `masked_accuracy`, `perplexity`; and `selection_rate`, the share of the selectable
-    tokens that really was selected.
+    tokens that really was selected. (Callbacks that monitor one want `mode="min"` or
+    `"max"`: Keras knows the way up only of metrics given to `compile`.)
 
     Saving stores the masks' step and the state of every dropout layer too: a run that
     is stopped and resumed ends as if it had never stopped.
@@ -40,7 +42,8 @@ class MaskedLanguageModel(keras.Model):
         encoder: a `TransformerEncoder`, a Keras model from token ids (or from a dict
             of `token_ids`, `padding_mask`, `segment_ids`) to hidden states `[batch,
             length, dim]`, or a KerasHub backbone. Where it has a `token_embedding`,
-            the head shares its weights.
+            the head shares its weights. Padding is the encoder's `padding_token_id`,
+            or 0; inputs that pad with another id bring a `padding_mask`.
         masking: a `DynamicMasking` layer.
         **kwargs: `name`, `dtype` of `keras.Model`.
 
@@ -120,14 +123,20 @@ class MaskedLanguageModel(keras.Model):
 
     def call(self, inputs, training=None):
         features = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
-        if "mask_positions" in features:
+        token_ids = features["token_ids"]
+        dtype = keras.backend.standardize_dtype(token_ids.dtype)
+        require(
+            dtype.startswith(("int", "uint")) and len(token_ids.shape) == 2,
+            "`token_ids` must be integers of shape [batch, length].",
+            dtype=dtype,
+            shape=tuple(token_ids.shape),
+        )
+        if "mask_positions" in features or not (training or _EVALUATING.get()):
             return self._logits(features, training)
-        if not training and not _EVALUATING.get():
-            return self._logits(features, training)
-        length = ops.shape(features["token_ids"])[1]
-        capacity = self.masking.selection_capacity(length, begins="begins" in features)
         mask = self.masking.mask if training else self.masking.mask_fixed
-        masked = mask(features, selection_length=capacity)
+        masked = mask(features, selection_length=self.masking.selection_capacity(features))
+        # What is padding is read off the ids before any of them is swapped.
+        masked.setdefault("padding_mask", self._padding_mask(features))
         return {**masked, "logits": self._logits(masked, training)}
 
     def encode(self, inputs, training=None):
@@ -136,21 +145,30 @@ class MaskedLanguageModel(keras.Model):
         expected = getattr(self.encoder, "input", None) if self.encoder.built else None
         if isinstance(self.encoder, TransformerEncoder):
             expected = [name for name in ("token_ids", "padding_mask") if name in features]
-        if isinstance(expected, (dict, list)):
+            arguments = {name: features[name] for name in expected}
+        elif isinstance(expected, dict):
             known = {
                 "token_ids": lambda: features["token_ids"],
                 "padding_mask": lambda: self._padding_mask(features),
                 "segment_ids": lambda: ops.zeros_like(features["token_ids"]),
             }
-            hidden = self.encoder({name: known[name]() for name in expected}, training=training)
+            require(
+                known.keys() >= expected.keys(),
+                f"`encoder` must take no other inputs than {', '.join(known)}.",
+                inputs=list(expected),
+            )
+            arguments = {name: known[name]() for name in expected}
         else:
-            hidden = self.encoder(features["token_ids"], training=training)
+            arguments = features["token_ids"]
+        hidden = self.encoder(arguments, training=training)
         return hidden["sequence_output"] if isinstance(hidden, dict) else hidden
 
     def _padding_mask(self, features):
         if "padding_mask" in features:
             return features["padding_mask"]
         padding = getattr(self.encoder, "padding_token_id", 0)
+        if padding is None:
+            return ops.ones_like(features["token_ids"], dtype="bool")
         return ops.not_equal(features["token_ids"], padding)
 
     def _logits(self, features, training):
@@ -166,13 +184,38 @@ class MaskedLanguageModel(keras.Model):
 
     # Training and evaluation.
 
-    def fit(self, x=None, y=None, *args, sample_weight=None, **kwargs):
-        x, sample_weight = _carry_weights(x, y, sample_weight)
-        return super().fit(x, y, *args, sample_weight=sample_weight, **kwargs)
+    def fit(self, x=None, y=None, *args, sample_weight=None, validation_data=None, **kwargs):
+        x, sample_weight = self._checked(x, y, sample_weight)
+        if isinstance(validation_data, tuple):
+            held_out, labels, weights = (*validation_data, None, None)[:3]
+            held_out, weights = self._checked(held_out, labels, weights)
+            validation_data = (held_out, labels, weights) if labels is not None else (held_out,)
+        return super().fit(
+            x, y, *args, sample_weight=sample_weight, validation_data=validation_data, **kwargs
+        )
 
     def evaluate(self, x=None, y=None, *args, sample_weight=None, **kwargs):
-        x, sample_weight = _carry_weights(x, y, sample_weight)
+        x, sample_weight = self._checked(x, y, sample_weight)
         return super().evaluate(x, y, *args, sample_weight=sample_weight, **kwargs)
+
+    def _checked(self, x, y, sample_weight):
+        """Ids in an array are checked here, once: a compiled step does not look.
+
+        Row weights travel inside the features: Keras drops weights without labels.
+        """
+        token_ids = x.get("token_ids") if isinstance(x, dict) else x
+        if isinstance(token_ids, np.ndarray):
+            check_ids(token_ids, self.masking.vocabulary_size)
+        if sample_weight is None or y is not None:
+            return x, sample_weight
+        weights = np.asarray(sample_weight, "float32")
+        require(
+            weights.size == len(weights),
+            "`sample_weight` must hold one weight per row.",
+            shape=weights.shape,
+        )
+        features = x if isinstance(x, dict) else {"token_ids": x}
+        return {**features, "sample_weight": weights}, None
 
     def test_step(self, *args, **kwargs):
         with _evaluating():
@@ -197,7 +240,8 @@ class MaskedLanguageModel(keras.Model):
         loss = weighted_mean(losses, weights)
         self.masked_loss.update_state(loss, sample_weight=total)
         self.perplexity.update_state(loss, sample_weight=total)
-        self.masked_accuracy.update_state(hits(logits, labels), sample_weight=weights)
+        accuracy = weighted_mean(hits(logits, labels), weights)
+        self.masked_accuracy.update_state(accuracy, sample_weight=total)
         if masked_here or (isinstance(x, dict) and "mask_positions" in x):
             masked = y_pred if masked_here else {**x, "mask_weights": weights}
             share, selectable = self._selection_rate(masked)
@@ -225,14 +269,15 @@ class MaskedLanguageModel(keras.Model):
 
     # Saving.
 
-    def export(self, filepath, **kwargs):
+    def export(self, filepath, format="tf_saved_model", *, dtype="int32", verbose=False):
         """Write a SavedModel with endpoints `serve` (ids to logits) and `encode`.
 
         See `keras_dynmask.export.export_saved_model`.
         """
         from keras_dynmask.export import export_saved_model
 
-        export_saved_model(self, filepath, **kwargs)
+        require(format == "tf_saved_model", "`format` must be 'tf_saved_model'.", format=format)
+        export_saved_model(self, filepath, dtype=dtype, verbose=verbose)
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
@@ -323,14 +368,6 @@ class Perplexity(keras.metrics.Mean):
 
     def result(self):
         return ops.exp(super().result())
-
-
-def _carry_weights(x, y, sample_weight):
-    """Row weights inside the features: Keras drops weights that come without labels."""
-    if sample_weight is None or y is not None:
-        return x, sample_weight
-    features = x if isinstance(x, dict) else {"token_ids": x}
-    return {**features, "sample_weight": np.asarray(sample_weight, "float32")}, None
 
 
 def _targets(x, y, y_pred, sample_weight):

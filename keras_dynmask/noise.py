@@ -62,6 +62,12 @@ def uniform(words):
     return ops.cast(_shift_right(words, 8), "float32") * 2.0**-24
 
 
+def row_uniforms(keys):
+    """Three numbers in [0, 1) for each row: to round its count, to turn its circle, and
+    to draw its rate. Float32 `[batch, 1]` each."""
+    return ops.split(uniform(bits(keys, ops.arange(3, dtype="int32"), ROW)), 3, axis=1)
+
+
 def below(words, bound):
     """Bits as int32 in [0, bound). The bias is under bound / 2**31."""
     return ops.mod(_shift_right(words, 1), bound)

@@ -28,9 +28,10 @@ def mask_dataset(dataset, masking, epochs=None, initial_epoch=0, *, padding_toke
 
     Returns:
         A `tf.data.Dataset` of `(x, y, sample_weight)`, as KerasHub's `MaskedLM` models
-        and `MaskedLanguageModel.fit` take it: `x` a dict of `token_ids`, `padding_mask`
-        and, for targets of fixed size, `mask_positions`; `y` the original ids; and
-        weights of 1 where a token is selected.
+        and `MaskedLanguageModel.fit` take it: `x` a dict of `token_ids`, `padding_mask`,
+        for targets of fixed size `mask_positions`, and whatever else the elements hold
+        (BERT's `segment_ids`); `y` the original ids; and weights of 1 where a token is
+        selected.
 
     Raises:
         ValueError: naming the argument, what was expected and what was received.
@@ -66,12 +67,11 @@ def mask_dataset(dataset, masking, epochs=None, initial_epoch=0, *, padding_toke
         # The one source in tf.data that differs at each iteration, is equal in each
         # run, and survives an iterator's checkpoint.
         starts = tf.data.Dataset.random(masking.seed % 2**31, rerandomize_each_iteration=True)
-        starts, length = starts.take(1), dataset.cardinality()
+        starts, length = starts.take(1), int(dataset.cardinality())
     else:
-        epochs = whole("epochs", epochs, initial_epoch)
-        size = _size(dataset) if epochs > 1 else 0
+        epochs, size = whole("epochs", epochs, initial_epoch), _size(dataset)
         starts = tf.data.Dataset.range(initial_epoch, epochs).map(lambda epoch: epoch * size)
-        length = size * (epochs - initial_epoch) if epochs > 1 else tf.data.UNKNOWN_CARDINALITY
+        length = size * (epochs - initial_epoch)
 
     def mask(step, element):
         masked = masking(element, training=True, step=step)
@@ -83,6 +83,8 @@ def mask_dataset(dataset, masking, epochs=None, initial_epoch=0, *, padding_toke
 
     stream = starts.flat_map(lambda start: dataset.enumerate(start))
     stream = stream.map(mask, num_parallel_calls=tf.data.AUTOTUNE)
+    if length < 0:  # unknown, or infinite
+        return stream
     return stream.apply(tf.data.experimental.assert_cardinality(length))
 
 

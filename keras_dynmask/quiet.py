@@ -17,6 +17,9 @@ def quiet_start():
         yield
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # for what it says later
+    if sys.stderr is None:  # closed: nothing to keep quiet
+        yield
+        return
     sys.stderr.flush()
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

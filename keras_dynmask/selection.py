@@ -7,26 +7,27 @@ position is favoured, whatever the setting.
 
 from keras import ops
 
-from keras_dynmask.noise import uniform
+
+def select_independently(noise, selectable, rate):
+    """Select each unit on its own with probability `rate`.
+
+    `[batch, length]`; `noise` in [0, 1) is equal inside a unit.
+    """
+    return selectable & (noise < rate)
 
 
-def select_independently(keys, selectable, rate):
-    """Select each unit on its own with probability `rate`. `[batch, length]`."""
-    return selectable & (uniform(keys) < rate)
-
-
-def select_exactly(keys, selectable, count, place):
+def select_exactly(keys, selectable, count, turn):
     """Select `count` selectable positions per row, in whole units.
 
     Lay the units in the order of their keys on a circle of the row's selectable
     positions. A unit is selected when its start lies in the window of `count`
-    places after `place`. With a uniform place each unit is selected with
+    places that follow a place drawn by `turn`. So each unit is selected with
     probability count / selectable, whatever its length; no unit is cut; and the
     row misses its count by less than one unit (for tokens: by nothing).
 
         keys                     [30 30 10 20 20]
         places on the circle      3  4  0  1  2     (units start at 0, 1 and 3)
-        place=0, count=2          the window is {1, 2}
+        turn=.1 of 5, count=2     the place is 0, the window is {1, 2}
         selected                 [F  F  F  T  T ]
 
     A unit's start grows with its key, so the window is a range of keys and its two
@@ -36,9 +37,10 @@ def select_exactly(keys, selectable, count, place):
         keys: int32 `[batch, length]`, equal inside a unit.
         selectable: bool `[batch, length]`.
         count: int32 `[batch, 1]`, at most the number of selectable positions.
-        place: int32 `[batch, 1]`, in [0, number of selectable positions).
+        turn: noise in [0, 1), float32 `[batch, 1]`.
     """
     circle = count_positions(selectable)
+    place = scaled(circle, in_shares(turn))
     end = place + count
     wraps = end >= circle
     after_place = keys > largest_key_with_below(keys, selectable, place)
@@ -60,14 +62,14 @@ def select_first(order, keys, selectable, count):
     return before | (level & (keys <= largest_key_with_below(keys, level, rest - 1)))
 
 
-def weighted_order(keys, weights):
+def weighted_order(noise, weights):
     """An order in which the units are a weighted draw without replacement, as int32.
 
     Each unit gets an exponential number whose rate is its weight; the smallest come
     first (Efraimidis and Spirakis 2006). Positive floats and their bits, read as
     int32, have the same order.
     """
-    exponential = -ops.log(1.0 - uniform(keys)) / ops.maximum(weights, 1e-30)
+    exponential = -ops.log(1.0 - noise) / ops.maximum(weights, 1e-30)
     return ops.view(exponential, "int32")
 
 

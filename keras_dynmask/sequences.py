@@ -5,14 +5,15 @@ They are for reading and for experiments with arrays. For a model take
 """
 
 import secrets
+import sys
 
 from keras import ops
 
 from keras_dynmask import noise
 from keras_dynmask.errors import flag, real, require, whole
+from keras_dynmask.inputs import checked_step
 from keras_dynmask.selection import (
-    in_shares,
-    scaled,
+    count_positions,
     select_exactly,
     select_independently,
     selected_count,
@@ -33,7 +34,8 @@ def generate_masking_sequence(
     """Draws which positions of a sequence are masked: 0 masked, 1 visible.
 
     Without a seed every call draws afresh; with one the result is a pure function of
-    seed and step, equal on every backend, and masks are nested in the rate.
+    seed and step, equal on every backend, and masks are nested in the rate. A compiled
+    function is traced once, so there a seed must be given, and a step that changes.
 
     Args:
         sequence_length: int, the number of positions.
@@ -43,7 +45,7 @@ def generate_masking_sequence(
             rounded up or down by a coin; False each unit on its own.
         mean_span_length: float >= 1, the mean length of what is masked together.
         seed: int in [0, 2**64) or None.
-        step: int, which of the seed's masks.
+        step: int or int tensor, which of the seed's masks.
 
     Returns:
         int32 `[sequence_length]` or `[batch_size, sequence_length]`.
@@ -61,22 +63,25 @@ def generate_masking_sequence(
     rate = real("mask_rate", mask_rate, 0, 1)
     batch = 1 if batch_size is None else whole("batch_size", batch_size, 0)
     span = real("mean_span_length", mean_span_length, 1)
+    require(
+        seed is not None or not _is_traced(),
+        "`seed` must be given in a compiled function, or its mask would never change.",
+        seed=seed,
+    )
     seed = whole("seed", secrets.randbits(63) if seed is None else seed, 0, 2**64 - 1)
 
     rows, positions = ops.arange(batch, dtype="int32"), ops.arange(length, dtype="int32")
-    keys = noise.row_keys(seed, (whole("step", step, 0), 0), noise.words(rows))
+    keys = noise.row_keys(seed, (checked_step(step), 0), noise.words(rows))
     everywhere = ops.ones((batch, length), "bool")
     coin = noise.uniform(noise.bits(keys, positions, noise.BEGIN))
     units = unit_numbers(unit_begins(everywhere, ~everywhere, coin, span))
     unit_keys = noise.bits(keys, units, noise.SELECT)
     if flag("exact_count", exact_count):
-        row_bits = noise.bits(keys, ops.arange(2, dtype="int32"), noise.ROW)
-        round_up, turn = ops.split(noise.uniform(row_bits), 2, axis=1)
-        size = ops.zeros((batch, 1), "int32") + length
-        count = selected_count(size, rate, round_up)
-        masked = select_exactly(unit_keys, everywhere, count, scaled(size, in_shares(turn)))
+        round_up, turn, _ = noise.row_uniforms(keys)
+        count = selected_count(count_positions(everywhere), rate, round_up)
+        masked = select_exactly(unit_keys, everywhere, count, turn)
     else:
-        masked = select_independently(unit_keys, everywhere, rate)
+        masked = select_independently(noise.uniform(unit_keys), everywhere, rate)
     visible = ops.cast(~masked, "int32")
     return visible[0] if batch_size is None else visible
 
@@ -108,9 +113,17 @@ def apply_masking(input_sequence, mask_sequence, mask_token_id=0):
     trailing = shape[len(shape) - len(mask_shape) :]
     require(
         len(mask_shape) <= len(shape)
-        and all(mask in (1, size) for mask, size in zip(mask_shape, trailing, strict=True)),
+        and all(
+            mask in (1, None, size) or size is None
+            for mask, size in zip(mask_shape, trailing, strict=True)
+        ),
         "`mask_sequence` must have a shape that broadcasts to that of `input_sequence`.",
         mask_sequence=mask_shape,
         input_sequence=shape,
     )
     return ops.where(visible, inputs, ops.cast(mask_token_id, inputs.dtype))
+
+
+def _is_traced():
+    tensorflow = sys.modules.get("tensorflow")
+    return tensorflow is not None and not tensorflow.executing_eagerly()

@@ -4,6 +4,7 @@ The tokenizer is Hugging Face's `tokenizers`, which comes with the extra `text`.
 """
 
 import glob
+import math
 import pathlib
 
 import numpy as np
@@ -36,10 +37,10 @@ def read_corpus(patterns):
             UTF-8, or all of them are empty.
     """
     documents = []
-    for pattern in patterns:
-        names = sorted(glob.glob(str(pattern), recursive=True))
-        names = [name for name in names if not pathlib.Path(name).is_dir()]
-        require(names, "`corpus` must name readable text files.", corpus=str(pattern))
+    for pattern in map(str, patterns):
+        names = [pattern] if pathlib.Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+        names = sorted(name for name in names if not pathlib.Path(name).is_dir())
+        require(names, "`corpus` must name readable text files.", corpus=pattern)
         for name in names:
             documents += _sections(_read(name))
     require(documents, "`corpus` must hold text, but every file is empty.", corpus=list(patterns))
@@ -47,16 +48,19 @@ def read_corpus(patterns):
 
 
 def split_documents(documents, validation_share):
-    """Training and validation documents: every so many-th is held out."""
-    every = round(1 / validation_share)
+    """Training and validation documents: every so many-th is held out, evenly spread."""
+    needed = math.ceil(1 / validation_share)
     require(
-        len(documents) >= every,
-        f"`corpus` must hold at least {every} documents or sections of {SECTION_WORDS} words, "
+        len(documents) >= needed,
+        f"`corpus` must hold at least {needed} documents or sections of {SECTION_WORDS} words, "
         "of which one is held out.",
         documents=len(documents),
     )
-    held_out = documents[every - 1 :: every]
-    return [text for i, text in enumerate(documents) if i % every != every - 1], held_out
+    parts = [], []
+    for i, document in enumerate(documents):
+        is_held_out = int((i + 1) * validation_share) > int(i * validation_share)
+        parts[is_held_out].append(document)
+    return parts
 
 
 def train_tokenizer(documents, vocabulary_size):
@@ -148,7 +152,7 @@ def unigram_loss(train_rows, held_out_rows, vocabulary_size, ignored_ids):
 
 def _read(name):
     try:
-        return pathlib.Path(name).read_text(encoding="utf-8")
+        return pathlib.Path(name).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"`corpus` must be UTF-8 text. Received: {name}, which is not at byte {error.start}"
@@ -161,10 +165,21 @@ def _read(name):
 
 def _sections(text):
     sections, lines, words = [], [], 0
-    for line in text.splitlines():
+    for line in _lines(text):
         lines.append(line)
         words += len(line.split())
         if words >= SECTION_WORDS:
             sections.append("\n".join(lines))
             lines, words = [], 0
     return sections + (["\n".join(lines)] if words else [])
+
+
+def _lines(text):
+    """The lines of a text, those of more words than a section in pieces."""
+    for line in text.splitlines():
+        if len(line) < SECTION_WORDS:  # then it has fewer words, too
+            yield line
+        else:
+            words = line.split()
+            for start in range(0, len(words), SECTION_WORDS):
+                yield " ".join(words[start : start + SECTION_WORDS])

@@ -54,6 +54,11 @@ class Recipe:
         )
         for name in ("length", "batch_size", "epochs", "num_layers", "num_heads"):
             whole(name, getattr(self, name), 1)
+        require(
+            0 < self.mask_selection_rate <= 1,
+            "`mask_selection_rate` must be in (0, 1].",
+            mask_selection_rate=self.mask_selection_rate,
+        )
         whole("vocabulary_size", self.vocabulary_size, 2 * len(text.SPECIAL_TOKENS))
         whole("seed", self.seed, 0, 2**32 - 1)
         for name in ("validation_share", "learning_rate"):
@@ -347,8 +352,8 @@ REPORTED = ("masked_loss", "masked_accuracy", "perplexity")
 
 def masked_once(masking, rows):
     """Static masking: the rows with the masks of step 0, as a dataset brings them."""
-    capacity = masking.selection_capacity(rows.shape[1])
-    masked = masking.mask({"token_ids": keras.ops.convert_to_tensor(rows)}, 0, capacity)
+    inputs = {"token_ids": keras.ops.convert_to_tensor(rows)}
+    masked = masking.mask(inputs, 0, masking.selection_capacity(inputs))
     masked = {name: keras.ops.convert_to_numpy(value) for name, value in masked.items()}
     labels, weights = masked.pop("mask_ids"), masked.pop("mask_weights")
     return masked, labels, weights

@@ -155,6 +155,8 @@ def mistakes(folder):
             "at least 8 documents",
         ),
         "bad rate": (["pretrain", "--rate", "1.5", "--output", new], "mask_selection_rate=1.5"),
+        "no rate": (["pretrain", "--rate", "0", "--output", new], "mask_selection_rate=0.0"),
+        "resume finished": (["pretrain", "--resume", "--output", str(taken)], "must not exist yet"),
         "bad length": (["pretrain", "--length", "0", "--output", new], "`length` must be"),
         "bad heads": (["pretrain", "--heads", "3", "--output", new], "`hidden_dim` must be"),
         "bad span": (["pretrain", "--span", "0.5", "--output", new], "`mean_span_length` must be"),
@@ -170,9 +172,9 @@ def mistakes(folder):
 
 
 MISTAKES = [
-    "missing corpus", "not UTF-8", "empty", "too short", "bad rate", "bad length", "bad heads",
-    "bad span", "bad dropout", "output taken", "unfinished", "nothing to resume", "no run",
-    "damaged", "no output", "words",
+    "missing corpus", "not UTF-8", "empty", "too short", "bad rate", "no rate", "bad length",
+    "bad heads", "bad span", "bad dropout", "output taken", "unfinished", "resume finished",
+    "nothing to resume", "no run", "damaged", "no output", "words",
 ]  # fmt: skip
 
 

@@ -634,25 +634,25 @@ def skip_words_that_overflow(patch):
                     room -= len(unit)
         return selected
 
-    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, place: (
+    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, turn: (
         tf.ensure_shape(tf.numpy_function(skip, [keys, selectable, count], tf.bool), (BATCH, 64))
     ))  # fmt: skip
 
 
 def count_by_independent_draws(patch):
-    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, place: (
-        select_independently(keys, selectable, RATE)))  # fmt: skip
+    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, turn: (
+        select_independently(noise.uniform(keys), selectable, RATE)))  # fmt: skip
 
 
 def window_behind_the_count(patch):
     select = masking.select_exactly
-    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, place: (
-        select(keys, selectable, count, (place + count) % ops.maximum(
-            masking.count_positions(selectable), 1))))  # fmt: skip
+    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, turn: (
+        select(keys, selectable, count, (turn + ops.divide(
+            count, ops.maximum(masking.count_positions(selectable), 1))) % 1.0)))  # fmt: skip
 
 
 def weights_ignored(patch):
-    patch.setattr(masking, "weighted_order", lambda keys, weights: keys)
+    patch.setattr(masking, "weighted_order", lambda noise, weights: ops.view(noise, "int32"))
 
 
 def spans_5_percent_too_long(patch):

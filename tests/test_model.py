@@ -86,8 +86,8 @@ def test_the_masked_loss_falls_on_text_that_repeats():
     model = build()
     model.compile(keras.optimizers.Adam(1e-2))
     history = model.fit(ids, epochs=80, batch_size=16, verbose=0).history
-    assert history["masked_loss"][0] > 3.5 and history["masked_loss"][-1] < 0.5
-    assert history["masked_accuracy"][-1] > 0.9
+    assert history["masked_loss"][0] > 3.5 and history["masked_loss"][-1] < 1.0
+    assert history["masked_accuracy"][0] < 0.1 and history["masked_accuracy"][-1] > 0.7
     assert history["perplexity"][-1] == pytest.approx(np.exp(history["masked_loss"][-1]), rel=1e-3)
 
 
@@ -167,6 +167,31 @@ def test_rows_of_no_weight_do_not_count():
         assert weighted[name] == pytest.approx(alone[name], rel=1e-5)
 
 
+def test_weights_count_in_validation_too():
+    model = build()
+    model.compile("adam")
+    held_out = (rows(16), None, np.zeros(16))
+    history = model.fit(rows(), validation_data=held_out, verbose=0).history
+    assert history["val_masked_loss"] == [0.0] and history["val_selection_rate"][0] > 0.1
+
+
+def test_units_of_the_callers_own_all_find_room():
+    ids = rows(200, 48, padding=0)
+    begins = np.zeros(ids.shape, bool)
+    begins[:, ::20] = True
+    model = build()
+    model.compile("adam")
+    inputs = {"token_ids": ids, "begins": begins}
+    assert model.evaluate(inputs, verbose=0, return_dict=True)["selection_rate"] > 0.17
+
+
+def test_a_swapped_in_padding_id_is_still_attended_to():
+    model = build(unselectable_token_ids=(), mask_token_rate=0.0, random_token_rate=1.0)
+    ids = np.full((64, 20), 7, "int32")
+    out = model(ids, training=True)
+    assert (numpy(out["token_ids"]) == 0).any() and numpy(out["padding_mask"]).all()
+
+
 def test_a_dict_brings_padding_and_what_may_be_selected():
     model, ids = build(), rows()
     selectable = np.zeros(ids.shape, bool)
@@ -242,6 +267,25 @@ def test_misuse_is_named():
     with pytest.raises(ValueError, match=r"`encoder` must give hidden states.*shape=\(None, 8\)"):
         pooled = [keras.layers.Embedding(VOCABULARY, 8), keras.layers.GlobalMaxPooling1D()]
         MaskedLanguageModel(keras.Sequential(pooled), masking)
+    with pytest.raises(ValueError, match="`encoder` must take no other inputs.*'input_ids'"):
+        ids = {"input_ids": keras.Input((None,), dtype="int32", name="input_ids")}
+        states = keras.layers.Embedding(VOCABULARY, 8)(ids["input_ids"])
+        MaskedLanguageModel(keras.Model(ids, states), masking)
+    model = build()
+    for bad in (rows().astype("float32"), rows()[0]):
+        with pytest.raises(ValueError, match="`token_ids` must be integers of shape"):
+            model(bad)
+    with pytest.raises(ValueError, match="`format` must be 'tf_saved_model'.*'onnx'"):
+        model.export("nowhere", format="onnx")
+    with pytest.raises(ValueError, match="`dtype` must be 'int32' or 'int64'.*'float32'"):
+        model.export("nowhere", dtype="float32")
+    model.compile("adam")
+    with pytest.raises(ValueError, match=r"`token_ids` must lie in \[0, 49\].*50"):
+        model.fit(rows() + 48, verbose=0)
+    with pytest.raises(
+        ValueError, match=r"`sample_weight` must hold one weight per row.*\(32, 20\)"
+    ):
+        model.fit(rows(), sample_weight=np.ones((32, 20)), verbose=0)
     model = build()
     model.compile("adam", loss="mse")
     with pytest.raises(ValueError, match="`compile` must leave `loss` unset.*loss='mse'"):

@@ -90,6 +90,12 @@ def test_sizes_are_known():
     assert len(list(mask_dataset(unknown, masking(), epochs=2))) == 12
 
 
+@pytest.mark.parametrize("epochs", [None, 1])
+def test_one_epoch_of_any_dataset_ends_where_the_dataset_does(epochs):
+    for rows in (dataset(), dataset().filter(lambda row: row[0, 0] > 0)):
+        assert len(list(mask_dataset(rows, masking(), epochs=epochs))) == 6
+
+
 def test_a_dict_of_features_keeps_what_it_brings():
     features = {
         "token_ids": ROWS,

@@ -72,7 +72,8 @@ WORDS = [30, 30, 10, 20, 20]  # units start at 3, 0 and 1
     ],
 )
 def test_units_that_start_in_the_window_are_selected(keys, selectable, count, place, selected):
-    got = select_exactly(row(keys), flags(selectable), row([count]), row([place]))
+    turn = row([(place + 0.5) / max(1, selectable.count("T"))], "float32")
+    got = select_exactly(row(keys), flags(selectable), row([count]), turn)
     assert spelled(got) == selected
 
 
@@ -83,8 +84,10 @@ def test_selecting_exactly_equals_the_direct_rule_at_every_count_and_place(lengt
     units = {key: np.flatnonzero(keys == key).tolist() for key in keys.tolist()}
     cases = [(count, place) for count in range(13) for place in range(12)]
     table = ops.convert_to_tensor(np.tile(keys, (len(cases), 1)), dtype="int32")
-    counts, places = (ops.convert_to_tensor(part, "int32")[:, None] for part in np.transpose(cases))
-    selected = ops.convert_to_numpy(select_exactly(table, table == table, counts, places))
+    counts, places = np.transpose(cases)[..., None]
+    turns = ops.convert_to_tensor((places + 0.5) / 12, "float32")
+    counts = ops.convert_to_tensor(counts, "int32")
+    selected = ops.convert_to_numpy(select_exactly(table, table == table, counts, turns))
     for (count, place), chosen in zip(cases, selected, strict=True):
         assert set(np.flatnonzero(chosen)) == oracle.circle_rule(units, count, place)
 
@@ -94,10 +97,10 @@ def test_selecting_exactly_equals_the_direct_rule_at_every_count_and_place(lengt
     [(0.0, "F F F F"), (0.25, "T F F F"), (0.5, "T T F F"), (1.0, "T T T T")],
 )
 def test_units_are_selected_independently_when_their_key_is_below_the_rate(rate, selected):
-    keys = row([0, 2**30, -(2**31), -1])  # read as 0, 1/4, 1/2, almost 1
+    noise = row([0.0, 0.25, 0.5, 0.99], "float32")
     expected = {0.5: "T T F F"}.get(rate, selected)
-    assert spelled(select_independently(keys, flags("T T T T"), rate)) == expected
-    assert spelled(select_independently(keys, flags("F F F F"), rate)) == "F F F F"
+    assert spelled(select_independently(noise, flags("T T T T"), rate)) == expected
+    assert spelled(select_independently(noise, flags("F F F F"), rate)) == "F F F F"
 
 
 @pytest.mark.parametrize(
@@ -225,16 +228,15 @@ def test_count_positions():
 
 
 def test_heavier_units_come_earlier():
-    keys = row([2**30] * 3)  # 1/4 each: an exponential draw of -log(3/4)
-    order = listed(weighted_order(keys, row([1.0, 4.0, 2.0], "float32")))
+    noise = row([0.25] * 3, "float32")
+    order = listed(weighted_order(noise, row([1.0, 4.0, 2.0], "float32")))
     assert order[1] < order[2] < order[0]
 
 
-def test_a_weighted_order_is_that_of_its_floats():
-    keys = np.random.default_rng(0).integers(-(2**31), 2**31, (1, 1000))
-    order = weighted_order(ops.convert_to_tensor(keys, "int32"), ops.ones((1, 1000)))
-    unsigned = keys[0].astype(np.uint32) >> 8
-    expected = np.argsort(unsigned, kind="stable")
+def test_a_weighted_order_is_that_of_its_noise_where_weights_are_equal():
+    noise = np.random.default_rng(0).integers(0, 2**24, (1, 1000)) / 2**24
+    order = weighted_order(ops.convert_to_tensor(noise, "float32"), ops.ones((1, 1000)))
+    expected = np.argsort(noise[0], kind="stable")
     assert np.argsort(listed(order), kind="stable").tolist() == expected.tolist()
 
 

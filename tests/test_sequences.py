@@ -5,6 +5,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
 from keras_dynmask import apply_masking, generate_masking_sequence
@@ -53,6 +54,21 @@ def test_a_seed_and_a_step_decide():
     assert draw(seed=5) != draw(seed=6)
     assert draw(seed=5, step=1) != draw(seed=5)
     assert draw() != draw()
+
+
+def test_a_compiled_function_needs_a_seed_and_a_step():
+    draw = tf.function(lambda step: generate_masking_sequence(64, seed=5, step=step))
+    for step in (0, 3):
+        expected = numpy(generate_masking_sequence(64, seed=5, step=step))
+        np.testing.assert_array_equal(draw(tf.constant(step)), expected)
+    with pytest.raises(ValueError, match="`seed` must be given in a compiled function"):
+        tf.function(lambda: generate_masking_sequence(64))()
+
+
+def test_masks_apply_where_shapes_are_not_known():
+    rows = tf.data.Dataset.from_tensors([5, 6, 7]).repeat(2).batch(2)
+    shown = next(iter(rows.map(lambda row: apply_masking(row, [1, 0, 1], 9))))
+    assert shown.numpy().tolist() == [[5, 9, 7]] * 2
 
 
 def test_masks_are_nested_in_the_rate():

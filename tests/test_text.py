@@ -32,10 +32,18 @@ def test_long_files_are_cut_into_sections_and_short_ones_are_not(tmp_path):
     assert "åäö" in documents[-1]
 
 
+def test_one_long_line_is_cut_too_and_a_byte_order_mark_is_left_out(tmp_path):
+    (tmp_path / "a[1].txt").write_text("\ufeff" + "word " * 1200, encoding="utf-8")
+    documents = text.read_corpus([tmp_path / "a[1].txt"])
+    assert [len(document.split()) for document in documents] == [500, 500, 200]
+    assert documents[0].startswith("word")
+
+
 def test_every_so_many_th_document_is_held_out():
     documents = [str(n) for n in range(10)]
     training, held_out = text.split_documents(documents, 0.25)
     assert held_out == ["3", "7"] and training == ["0", "1", "2", "4", "5", "6", "8", "9"]
+    assert text.split_documents(documents, 0.4)[1] == ["2", "4", "7", "9"]
 
 
 def test_special_tokens_come_first_and_masks_are_read(tokenizer):
