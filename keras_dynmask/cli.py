@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 from keras_dynmask.errors import need_extra, require, whole
+from keras_dynmask.training import Recipe
 
 DESCRIPTION = "Dynamic masking for masked language modelling: pretrain, look, fill, export."
 EXAMPLES = """examples:
@@ -50,7 +51,7 @@ def pretrain(output, resume, **options):
                 **{name: value},
             )
     else:
-        recipe = training.Recipe(**options)
+        recipe = Recipe(**options)
     try:
         report = training.train(
             recipe,
@@ -204,27 +205,34 @@ def _parser():
 
 def _add_recipe_options(group):
     def option(flag, name, help, **kwargs):
+        if "action" not in kwargs:
+            kwargs.setdefault("metavar", "N")
+            help = f"{help} ({getattr(Recipe, name)})"
         group.add_argument(flag, dest=name, help=help, **kwargs)
 
-    option("--corpus", "corpus", "text files or glob patterns (the Python language reference)",
-           nargs="+", metavar="FILE")  # fmt: skip
-    option("--masking", "masking", "a fresh mask at every step, or one for good (dynamic)",
-           choices=("dynamic", "static"))  # fmt: skip
-    option("--rate", "mask_selection_rate", "share of the tokens selected (0.15)", type=float)
-    option("--span", "mean_span_length", "mean length of what is masked together (1)", type=float)
+    group.add_argument(
+        "--corpus",
+        nargs="+",
+        metavar="FILE",
+        help="text files or glob patterns (the Python language reference)",
+    )
+    kinds = {"metavar": "KIND", "choices": ("dynamic", "static")}
+    option("--masking", "masking", "dynamic, or static: one mask for good", **kinds)
+    option("--rate", "mask_selection_rate", "share of the tokens selected", type=float)
+    option("--span", "mean_span_length", "mean length of what is masked together", type=float)
     option("--whole-words", "whole_words", "never split a word", action="store_true")
-    option("--epochs", "epochs", "passes over the corpus (30)", type=int)
-    option("--batch-size", "batch_size", "rows per step (32)", type=int)
-    option("--length", "length", "tokens per row (64)", type=int)
-    option("--vocabulary-size", "vocabulary_size", "word pieces to learn (4000)", type=int)
-    option("--validation-share", "validation_share", "share held out (0.125)", type=float)
-    option("--layers", "num_layers", "blocks of the encoder (2)", type=int)
-    option("--heads", "num_heads", "attention heads (4)", type=int)
-    option("--hidden", "hidden_dim", "size of a hidden state (128)", type=int)
-    option("--intermediate", "intermediate_dim", "size inside the feed-forward (256)", type=int)
-    option("--dropout", "dropout", "share dropped (0.1)", type=float)
-    option("--learning-rate", "learning_rate", "at its peak (0.001)", type=float)
-    option("--seed", "seed", "of weights, batches and masks (0)", type=int)
+    option("--epochs", "epochs", "passes over the corpus", type=int)
+    option("--batch-size", "batch_size", "rows per step", type=int)
+    option("--length", "length", "tokens per row", type=int)
+    option("--vocabulary-size", "vocabulary_size", "word pieces to learn", type=int)
+    option("--validation-share", "validation_share", "share held out", type=float)
+    option("--layers", "num_layers", "blocks of the encoder", type=int)
+    option("--heads", "num_heads", "attention heads", type=int)
+    option("--hidden", "hidden_dim", "size of a hidden state", type=int)
+    option("--intermediate", "intermediate_dim", "size inside the feed-forward", type=int)
+    option("--dropout", "dropout", "share dropped", type=float)
+    option("--learning-rate", "learning_rate", "at its peak", type=float)
+    option("--seed", "seed", "of weights, batches and masks", type=int)
 
 
 def _print_guesses(guesses):

@@ -6,6 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
 from keras_dynmask import DynamicMasking, MaskedLanguageModel, TransformerEncoder
@@ -272,7 +273,7 @@ def test_misuse_is_named():
         states = keras.layers.Embedding(VOCABULARY, 8)(ids["input_ids"])
         MaskedLanguageModel(keras.Model(ids, states), masking)
     model = build()
-    for bad in (rows().astype("float32"), rows()[0]):
+    for bad in (rows().astype("float32"), rows()[0], tf.ragged.constant([[5, 6], [7]])):
         with pytest.raises(ValueError, match="`token_ids` must be integers of shape"):
             model(bad)
     with pytest.raises(ValueError, match="`format` must be 'tf_saved_model'.*'onnx'"):
