@@ -77,6 +77,11 @@ class DynamicMasking(keras.layers.Layer):
             masked together. Lengths are geometric.
         continuation_token_ids: ints or None, the ids that continue a word. With
             them whole words are masked.
+        inverse_rate_weights: bool. True weighs each selected token by one over its
+            probability of selection: selectable / count where counts are exact, else
+            1 / rate. The weighted sum of losses over a row is then an unbiased estimate
+            of the sum over all its tokens, at any rate: with `(low, high)` rates, the
+            objective of masked diffusion (Sahoo et al. 2024). False weighs by 1.
         seed: int in [0, 2**64) or None for one drawn from the operating system,
             which `seed` then holds.
         **kwargs: `name`, `dtype`, `trainable` of `keras.layers.Layer`.
@@ -98,8 +103,9 @@ class DynamicMasking(keras.layers.Layer):
     Returns:
         A dict: the input's other keys as they came; `token_ids` as shown, and
         `mask_ids`, the original ids, in the input's dtype; `mask_weights`, float32,
-        1 where selected; and with K given also `mask_positions`, int32, ascending.
-        With K given the targets are `[..., K]`, padded with 0, else `[..., length]`.
+        1 where selected (or as `inverse_rate_weights` says); and with K given also
+        `mask_positions`, int32, ascending. With K given the targets are `[..., K]`,
+        padded with 0, else `[..., length]`.
 
     Raises:
         ValueError: naming the argument, what was expected and what was received.
@@ -137,6 +143,7 @@ class DynamicMasking(keras.layers.Layer):
         exact_count=True,
         mean_span_length=1.0,
         continuation_token_ids=None,
+        inverse_rate_weights=False,
         seed=None,
         **kwargs,
     ):
@@ -167,6 +174,7 @@ class DynamicMasking(keras.layers.Layer):
                 "continuation_token_ids", continuation_token_ids, self.vocabulary_size
             )
         self.continuation_token_ids = continuation_token_ids
+        self.inverse_rate_weights = flag("inverse_rate_weights", inverse_rate_weights)
         self.seed = whole("seed", secrets.randbits(63) if seed is None else seed, 0, 2**64 - 1)
 
         self._protected = id_table(self.unselectable_token_ids, self.vocabulary_size)
@@ -206,6 +214,7 @@ class DynamicMasking(keras.layers.Layer):
             "exact_count": self.exact_count,
             "mean_span_length": self.mean_span_length,
             "continuation_token_ids": self.continuation_token_ids,
+            "inverse_rate_weights": self.inverse_rate_weights,
             "seed": self.seed,
         }
 
@@ -307,7 +316,7 @@ class DynamicMasking(keras.layers.Layer):
         units = unit_numbers(
             unit_begins(may_begin, ~self._is_token(inputs), coin, self.mean_span_length)
         )
-        selected = self._select(inputs, keys, units, rate, capacity)
+        selected, weight = self._select(inputs, keys, units, rate, capacity)
 
         drawn = noise.below(noise.bits(keys, positions, noise.REPLACEMENT), len(self._swap_pool))
         shown = corrupt(
@@ -319,9 +328,10 @@ class DynamicMasking(keras.layers.Layer):
             self.mask_token_rate,
             self.random_token_rate,
         )
-        return self._outputs(inputs, shown, selected, capacity)
+        return self._outputs(inputs, shown, selected, weight, capacity)
 
     def _select(self, inputs, keys, units, rate, capacity):
+        """What is selected, bool `[batch, length]`, and what each selected token weighs."""
         selectable = self.selectable(inputs)
         unit_keys = noise.bits(keys, units, noise.SELECT)  # equal inside a unit
         weights = inputs.get("selection_weights")
@@ -334,9 +344,11 @@ class DynamicMasking(keras.layers.Layer):
         order = unit_keys if weights is None else weighted_order(unit_noise, weights)
         if self.exact_count:
             round_up, turn, _ = noise.row_uniforms(keys)
-            count = selected_count(count_positions(selectable), rate, round_up)
+            size = count_positions(selectable)
+            count = selected_count(size, rate, round_up)
             if capacity is not None:
                 count = ops.minimum(count, capacity)
+            tokens, drawn_of_them = (ops.cast(number, "float32") for number in (size, count))
             if weights is None:
                 selected = select_exactly(unit_keys, selectable, count, turn)
             else:
@@ -345,28 +357,34 @@ class DynamicMasking(keras.layers.Layer):
             if weights is not None:
                 rate = 1.0 - (1.0 - rate) ** weights
             selected = select_independently(unit_noise, selectable, rate)
-        return selected if capacity is None else drop_overflow(order, selected, capacity)
+            tokens, drawn_of_them = 1.0, ops.cast(rate, "float32")
+        if capacity is not None:
+            selected = drop_overflow(order, selected, capacity)
+        weight = 1.0
+        if self.inverse_rate_weights:
+            weight = ops.divide_no_nan(tokens, drawn_of_them)
+        return selected, weight
 
-    def _outputs(self, inputs, shown, selected, capacity):
+    def _outputs(self, inputs, shown, selected, weight, capacity):
         original = inputs["token_ids"]
         outputs = {**inputs, "token_ids": ops.cast(shown, original.dtype)}
+        weights = ops.where(selected, weight, 0.0)
         if capacity is None:
             outputs["mask_ids"] = original
-            outputs["mask_weights"] = ops.cast(selected, "float32")
+            outputs["mask_weights"] = ops.cast(weights, "float32")
             return outputs
         positions = ops.broadcast_to(
             ops.arange(ops.shape(original)[1], dtype="int32"), ops.shape(original)
         )
         ids = at_selected(ops.cast(original, "int32"), selected, capacity)
-        real = ops.arange(capacity, dtype="int32") < count_positions(selected)
         outputs["mask_positions"] = at_selected(positions, selected, capacity)
         outputs["mask_ids"] = ops.cast(ids, original.dtype)
-        outputs["mask_weights"] = ops.cast(real, "float32")
+        outputs["mask_weights"] = ops.cast(at_selected(weights, selected, capacity), "float32")
         return outputs
 
     def _untouched(self, inputs):
         none = ops.zeros_like(inputs["token_ids"], dtype="bool")
-        return self._outputs(inputs, inputs["token_ids"], none, self.mask_selection_length)
+        return self._outputs(inputs, inputs["token_ids"], none, 1.0, self.mask_selection_length)
 
     def _is_token(self, inputs):
         """Neither protected nor padding: what units are made of."""

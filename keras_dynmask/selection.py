@@ -141,7 +141,7 @@ def at_selected(values, selected, capacity):
         result    [8 6 0]
 
     Args:
-        values: int32 `[batch, length]`.
+        values: `[batch, length]`, int32 or float32.
         selected: bool `[batch, length]`, at most `capacity` of each row.
         capacity: int K.
     """

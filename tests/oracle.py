@@ -170,12 +170,17 @@ def selected_positions(ids, key, settings, **features):
             if uniform(key, numbers[position], SELECT)
             < np.float32(1 - (1 - rate) ** heaviest[numbers[position]])
         }
-    return selected if capacity is None else drop_overflow(units, selected, capacity)
+    weight = 1.0
+    if settings["inverse_rate_weights"]:
+        weight = size / max(count, 1) if settings["exact_count"] else 1 / rate
+    if capacity is not None:
+        selected = drop_overflow(units, selected, capacity)
+    return selected, np.float32(weight)
 
 
 def mask_row(ids, key, settings, **features):
     """What `DynamicMasking` with the config `settings` makes of one row with noise `key`."""
-    selected = selected_positions(ids, key, settings, **features)
+    selected, weight = selected_positions(ids, key, settings, **features)
     forbidden = {*settings["unselectable_token_ids"], settings["mask_token_id"]}
     pool = [token for token in range(settings["vocabulary_size"]) if token not in forbidden]
     shown = list(ids)
@@ -189,7 +194,7 @@ def mask_row(ids, key, settings, **features):
 
     capacity = settings["mask_selection_length"]
     if capacity is None:
-        weights = [float(position in selected) for position in range(len(ids))]
+        weights = [weight * (position in selected) for position in range(len(ids))]
         return {"token_ids": shown, "mask_ids": ids, "mask_weights": weights}
     positions = sorted(selected)
     padding = [0] * (capacity - len(positions))
@@ -197,7 +202,7 @@ def mask_row(ids, key, settings, **features):
         "token_ids": shown,
         "mask_positions": positions + padding,
         "mask_ids": [ids[position] for position in positions] + padding,
-        "mask_weights": [1.0] * len(positions) + [0.0] * len(padding),
+        "mask_weights": [weight] * len(positions) + [0.0] * len(padding),
     }
 
 

@@ -333,6 +333,7 @@ EVERY_ARGUMENT = {
     "exact_count": False,
     "mean_span_length": 2.5,
     "continuation_token_ids": (7, 8),
+    "inverse_rate_weights": True,
     "seed": 2**63 + 5,
     "name": "masker",
 }
@@ -451,6 +452,7 @@ def test_datasets_are_masked_like_keras_hub(ragged):
 # Errors: the argument, what was expected, what was received
 
 BAD_ARGUMENTS = [
+    ({"inverse_rate_weights": "yes"}, "`inverse_rate_weights` must be True or False"),
     ({"vocabulary_size": 0}, "`vocabulary_size` must be a whole number, at least 1"),
     ({"vocabulary_size": 10.0}, "`vocabulary_size` must be a whole number"),
     ({"vocabulary_size": "10"}, "`vocabulary_size` must be a whole number"),
