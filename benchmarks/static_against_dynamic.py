@@ -1,6 +1,6 @@
 """Static against dynamic masks: the same recipe, steps and batches, several seeds.
 
-    python benchmarks/static_against_dynamic.py --runs /tmp/runs
+    python benchmarks/static_against_dynamic.py --runs runs
 
 Trains each arm (about four minutes each on two cores), prints the table of the README
 and writes `docs/static_against_dynamic.csv` and `.png`. Finished runs are not repeated.

@@ -153,7 +153,9 @@ class MaskedLanguageModel(keras.Model):
             known = {
                 "token_ids": lambda: features["token_ids"],
                 "padding_mask": lambda: self._padding_mask(features),
-                "segment_ids": lambda: ops.zeros_like(features["token_ids"]),
+                "segment_ids": lambda: features.get(
+                    "segment_ids", ops.zeros_like(features["token_ids"])
+                ),
             }
             require(
                 known.keys() >= expected.keys(),
@@ -187,15 +189,14 @@ class MaskedLanguageModel(keras.Model):
 
     # Training and evaluation.
 
-    def fit(self, x=None, y=None, *args, sample_weight=None, validation_data=None, **kwargs):
+    def fit(self, x=None, y=None, *args, sample_weight=None, **kwargs):
         x, sample_weight = self._checked(x, y, sample_weight)
-        if isinstance(validation_data, tuple):
-            held_out, labels, weights = (*validation_data, None, None)[:3]
+        if isinstance(kwargs.get("validation_data"), tuple):
+            held_out, labels, weights = (*kwargs["validation_data"], None, None)[:3]
             held_out, weights = self._checked(held_out, labels, weights)
-            validation_data = (held_out, labels, weights) if labels is not None else (held_out,)
-        return super().fit(
-            x, y, *args, sample_weight=sample_weight, validation_data=validation_data, **kwargs
-        )
+            data = (held_out,) if labels is None else (held_out, labels, weights)
+            kwargs["validation_data"] = data
+        return super().fit(x, y, *args, sample_weight=sample_weight, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, sample_weight=None, **kwargs):
         x, sample_weight = self._checked(x, y, sample_weight)
