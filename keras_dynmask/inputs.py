@@ -53,10 +53,14 @@ def standardize(features, vocabulary_size):
 def checked_step(step):
     """A step, as given: a whole number or an integer tensor."""
     if hasattr(step, "dtype"):
-        dtype = keras.backend.standardize_dtype(step.dtype)
-        require(dtype.startswith(("int", "uint")), "`step` must be an integer.", dtype=dtype)
+        require(is_integer(step), "`step` must be an integer.", dtype=step.dtype)
         return step
     return whole("step", step, 0)
+
+
+def is_integer(value):
+    """Whether an array or tensor holds integers, and no bools."""
+    return keras.backend.standardize_dtype(value.dtype).startswith(("int", "uint"))
 
 
 def is_ragged(value):
@@ -115,8 +119,8 @@ def _check_companions(features):
             _check_row_lengths(name, features[name], features["token_ids"])
     if "row_ids" in features:
         _check_shape("row_ids", features["row_ids"], shape[:-1], "`token_ids` without its length")
-        dtype = keras.backend.standardize_dtype(ops.convert_to_tensor(features["row_ids"]).dtype)
-        require(dtype.startswith(("int", "uint")), "`row_ids` must be integers.", dtype=dtype)
+        row_ids = ops.convert_to_tensor(features["row_ids"])
+        require(is_integer(row_ids), "`row_ids` must be integers.", dtype=row_ids.dtype)
 
 
 def _check_shape(name, value, expected, like):

@@ -9,7 +9,7 @@ from keras import layers, ops
 
 from keras_dynmask.encoder import TransformerEncoder
 from keras_dynmask.errors import require
-from keras_dynmask.inputs import check_ids, is_ragged
+from keras_dynmask.inputs import check_ids, is_integer, is_ragged
 from keras_dynmask.masking import DynamicMasking, sum_over_replicas
 from keras_dynmask.objective import hits, states_at, token_losses, weighted_mean
 
@@ -124,14 +124,11 @@ class MaskedLanguageModel(keras.Model):
     def call(self, inputs, training=None):
         features = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
         token_ids = features["token_ids"]
-        dtype = keras.backend.standardize_dtype(token_ids.dtype)
         require(
-            dtype.startswith(("int", "uint"))
-            and len(token_ids.shape) == 2
-            and not is_ragged(token_ids),
+            is_integer(token_ids) and len(token_ids.shape) == 2 and not is_ragged(token_ids),
             "`token_ids` must be integers of shape [batch, length], padded and not ragged.",
             type=type(token_ids).__name__,
-            dtype=dtype,
+            dtype=token_ids.dtype,
             shape=tuple(token_ids.shape),
         )
         if "mask_positions" in features or not (training or _EVALUATING.get()):
