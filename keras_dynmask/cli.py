@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import pathlib
 import sys
@@ -12,7 +13,7 @@ from keras_dynmask.training import Recipe
 DESCRIPTION = "Dynamic masking for masked language modelling: pretrain, look, fill, export."
 EXAMPLES = """examples:
   keras-dynmask pretrain                              the embedded corpus, in a few minutes
-  keras-dynmask pretrain --corpus 'books/*.txt' --output books --whole-words
+  keras-dynmask pretrain --corpus 'texts/*.txt' --output books --whole-words
   keras-dynmask pretrain --resume --output books      go on after an interruption
   keras-dynmask fill-mask books "the [MASK] said nothing"
   keras-dynmask preview --rate 0.3 --span 3           one sentence at five steps
@@ -41,7 +42,6 @@ def pretrain(output, resume, **options):
     from keras_dynmask.filling import fill_mask
 
     output = pathlib.Path(output)
-    require(not output.exists(), "`output` must not exist yet.", output=str(output))
     if resume:
         recipe = training.load_recipe(training.partial_directory(output))
         for name, value in vars(dataclasses.replace(recipe, **options)).items():
@@ -57,7 +57,7 @@ def pretrain(output, resume, **options):
             recipe,
             output,
             resume=resume,
-            announce=print,
+            announce=functools.partial(print, flush=True),  # through a pipe, too
             live=sys.stdout is not None and sys.stdout.isatty(),
         )
     except KeyboardInterrupt:
@@ -160,7 +160,7 @@ def _parser():
         "pretrain",
         pretrain,
         "train a small encoder with dynamic masking",
-        "pretrain --corpus 'books/*.txt' --output books --whole-words",
+        "pretrain --corpus 'texts/*.txt' --output books --whole-words",
     )
     sub.add_argument("--output", default="pretrained", help="directory to make (%(default)s)")
     sub.add_argument("--resume", action="store_true", help="go on with an interrupted run")

@@ -3,8 +3,10 @@
 import csv
 import importlib.util
 import json
+import pathlib
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -207,6 +209,20 @@ def test_help_has_examples(arguments, capsys):
     assert "example" in capsys.readouterr().out
 
 
+def shown_commands():
+    readme = pathlib.Path(cli.__file__).parents[1] / "README.md"
+    for line in (readme.read_text() + cli.EXAMPLES).splitlines():
+        if line.strip().startswith("keras-dynmask "):
+            yield re.split(r" {2,}", line.strip())[0]
+
+
+@pytest.mark.parametrize("command", sorted(set(shown_commands())))
+def test_shown_commands_are_understood_and_do_not_overwrite_their_corpus(command):
+    arguments = vars(cli._parser().parse_args(shlex.split(command, comments=True)[1:]))
+    folders = [pathlib.Path(pattern).parts[0] for pattern in arguments.get("corpus", [])]
+    assert arguments.get("output") not in folders
+
+
 def test_resuming_with_other_settings_is_refused(corpus, tmp_path, capsys):
     recipe = training.Recipe(corpus=(corpus,), vocabulary_size=120, length=16)
     training.prepare(recipe, tmp_path / "run.partial")
@@ -216,8 +232,10 @@ def test_resuming_with_other_settings_is_refused(corpus, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_weights(corpus, tmp_path):
-    command = [sys.executable, "-m", "keras_dynmask", "pretrain", "--corpus", corpus, *SMALL]
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(words(30_000))  # epochs long enough to be killed in
+    command = [sys.executable, "-m", "keras_dynmask", "pretrain", "--corpus", str(corpus), *SMALL]
     command += ["--epochs", "6", "--dropout", "0.2", "--output"]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
 
@@ -225,7 +243,7 @@ def test_a_killed_run_resumes_to_the_same_weights(corpus, tmp_path):
     process = subprocess.Popen(killed, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("epoch   2/6"):
-            time.sleep(0.3)  # into the third epoch, or into the saving of the second
+            time.sleep(0.1)  # into the third epoch
             process.send_signal(signal.SIGKILL)
             break
     process.wait()
