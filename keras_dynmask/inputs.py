@@ -9,7 +9,7 @@ from keras import ops
 from keras_dynmask.errors import require, whole
 
 # What the masking reads beside `token_ids`, of the same shape.
-PER_POSITION = ("padding_mask", "selectable", "selection_weights", "begins")
+PER_POSITION = ("padding_mask", "selectable", "selection_weights", "begins", "segment_ids")
 READ = ("token_ids", *PER_POSITION, "row_ids")
 MADE = ("token_ids", "mask_positions", "mask_ids", "mask_weights")
 
@@ -99,15 +99,34 @@ def check_ids(token_ids, vocabulary_size):
         dtype=dtype,
         shape=None if shape is None else tuple(shape),
     )
-    flat = token_ids.flat_values if is_ragged(token_ids) else token_ids
-    if isinstance(flat, np.ndarray) or type(flat).__name__ == "EagerTensor":
-        known = np.asarray(flat)
+    known = _known(token_ids)
+    if known is not None:
         outside = known[(known < 0) | (known >= vocabulary_size)]
         require(
             outside.size == 0,
             f"`token_ids` must lie in [0, {vocabulary_size - 1}], below `vocabulary_size`.",
             token_ids=outside[:3].tolist(),
         )
+
+
+def check_weights(weights):
+    """That weights are finite and not negative, where their values are at hand."""
+    known = _known(weights)
+    if known is not None:
+        known = np.asarray(known, "float32")
+        wrong = known[~(np.isfinite(known) & (known >= 0))]
+        require(
+            wrong.size == 0,
+            "`selection_weights` must be finite and at least 0.",
+            selection_weights=wrong[:3].tolist(),
+        )
+
+
+def _known(values):
+    """An array, where the values are at hand: not in a graph."""
+    flat = values.flat_values if is_ragged(values) else values
+    at_hand = isinstance(flat, np.ndarray) or type(flat).__name__ == "EagerTensor"
+    return np.asarray(flat) if at_hand else None
 
 
 def _check_companions(features):
@@ -117,6 +136,8 @@ def _check_companions(features):
         if name in features:
             _check_shape(name, features[name], shape, "`token_ids`")
             _check_row_lengths(name, features[name], features["token_ids"])
+    if "selection_weights" in features:
+        check_weights(features["selection_weights"])
     if "row_ids" in features:
         _check_shape("row_ids", features["row_ids"], shape[:-1], "`token_ids` without its length")
         row_ids = ops.convert_to_tensor(features["row_ids"])

@@ -3,30 +3,69 @@
 import math
 import secrets
 import sys
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
-from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_dynmask import noise
 from keras_dynmask.corruption import corrupt
-from keras_dynmask.errors import flag, is_real, real, require, token_ids_below, whole
+from keras_dynmask.errors import flag, real, require, token_ids_below, whole
 from keras_dynmask.inputs import as_features, checked_step, standardize
+from keras_dynmask.rates import checked_rate, highest_rate, rate_at, rate_config
+from keras_dynmask.replacements import (
+    RandomTokens,
+    RandomWords,
+    token_shares,
+    weight_table,
+    word_list,
+)
 from keras_dynmask.selection import (
     at_selected,
     count_positions,
     drop_overflow,
-    in_shares,
-    scaled,
+    first_unit,
     select_exactly,
     select_first,
     select_independently,
     selected_count,
+    weighted_edge,
     weighted_order,
 )
-from keras_dynmask.units import heaviest_in_unit, unit_begins, unit_numbers
+from keras_dynmask.units import (
+    begins_at_changes,
+    count_in_unit,
+    highest_in_unit,
+    unit_begins,
+    unit_numbers,
+)
 from keras_dynmask.vocabulary import id_table
+
+WEIGHTS_HAVE_NO_RATE = (
+    "`inverse_rate_weights` must be False with `selection_weights`: what weighs more is selected "
+    "at a rate of its own, which no formula gives."
+)
+ONE_HAS_NO_RATE = (
+    "`at_least_one` must be False with `inverse_rate_weights`, unless tokens are selected by an "
+    "exact count: what is selected for want of another has no rate to weigh by."
+)
+
+
+class Budget(NamedTuple):
+    """How many positions are selected, and out of what."""
+
+    rate: Any  # scalar, or float32 [batch, 1]
+    round_up: Any  # noise that rounds the count, [batch, 1]
+    turn: Any  # noise that turns the circle, [batch, 1], or [batch, length] for documents
+    documents: Any  # their numbers where each has its own count, else None
+    capacity: Any  # int K, or None
+
+    def count_in(self, chosen):
+        """How many positions are chosen of each row, or of each document."""
+        if self.documents is None:
+            return count_positions(chosen)  # [batch, 1]
+        return count_in_unit(chosen, self.documents)  # [batch, length]
 
 
 @keras.saving.register_keras_serializable(package="keras_dynmask")
@@ -54,34 +93,59 @@ class DynamicMasking(keras.layers.Layer):
             mode arrays and lists are checked, in a graph they are not.
         mask_selection_rate: float in [0, 1], the share of the selectable tokens
             that is selected; or a pair `(low, high)`, one rate per row, uniform
-            between them; or a `keras.optimizers.schedules.LearningRateSchedule`,
-            the rate at each step (clipped to [0, 1]).
+            between them and in a training batch evenly spread (drawn from the row
+            alone where the caller brings `row_ids`); or a
+            `keras.optimizers.schedules.LearningRateSchedule`, the rate at each step
+            (clipped to [0, 1]).
         mask_token_id: int, the id that hides a token.
         mask_selection_length: int or None, the size K of the targets. Never more
-            than K tokens are selected: units that overflow are dropped at random.
-            Long units overflow first, so leave room for one more than the count,
-            or they are selected less often than short ones. With None the targets
-            are dense, as long as the row.
+            than K tokens are selected: units that overflow are dropped at random, and
+            a unit longer than K is not selectable. Long units overflow more often, so
+            leave room for one more than the count, or they are selected a little less
+            often than short ones. With None the targets are dense, as long as the row.
         unselectable_token_ids: ints, protected ids: never selected, never swapped
             in, and never part of a longer unit. The mask token is never swapped in
             either.
         mask_token_rate: float, the share of the selected that is hidden.
         random_token_rate: float, the share of the selected that is swapped for an
-            unprotected id, drawn uniformly. The rest is kept.
+            unprotected id. The rest is kept.
         exact_count: bool. True selects exactly `rate * selectable` tokens of every
             row, rounded up or down by a coin so that the mean is exact; units
             longer than a token miss that count by less than one unit, so a row
             with a count below that length may have none selected. False selects
             every unit on its own.
+        at_least_one: bool. True selects a unit, drawn uniformly, where a row has
+            something selectable and nothing would be selected. Of a pair `(low, high)`
+            the count is then rounded up: with `(0, 1)` it is uniform on 1..n.
+        count_per_document: bool. True gives every document of a packed row, as
+            `segment_ids` name them, a count of its own (and `at_least_one`, as far as
+            K allows); the counts of a row still add up to the row's.
+        evaluation_rate: float, pair or None, the rate of `mask_fixed` and so of a
+            model's `evaluate`; None: `mask_selection_rate`, a schedule at step 0.
         mean_span_length: float >= 1, the mean number of tokens (or words) that are
             masked together. Lengths are geometric.
         continuation_token_ids: ints or None, the ids that continue a word. With
-            them whole words are masked.
+            them whole words are masked. See `continuation_ids`.
+        selection_weights: None, or a number >= 0 for every id: units are drawn
+            one after the other, without replacement, each in proportion to what it
+            weighs among those that are left. A longer unit weighs as much as its
+            heaviest token. With `exact_count=False` a unit of weight w is selected
+            with probability 1 - (1 - rate)**w.
+        random_token_weights: None for a uniform draw, or a number >= 0 for every id:
+            random tokens are drawn in proportion (their frequency in a corpus, say).
+            Below 2**-23 of the total, a weight counts as that.
+        random_excludes_original: bool. True never swaps a token for itself.
+        corrupt_whole_units: bool. True hides, swaps or keeps a unit as a whole (Joshi
+            et al. 2020), False each of its tokens on its own (Devlin et al. 2019).
+        random_words: None, or words as lists of ids: a swapped word is replaced by
+            one of as many pieces, drawn uniformly; where none is as long, by random
+            tokens. Needs `corrupt_whole_units`. See `words_of`.
         inverse_rate_weights: bool. True weighs each selected token by one over its
-            probability of selection: selectable / count where counts are exact, else
-            1 / rate. The weighted sum of losses over a row is then an unbiased estimate
-            of the sum over all its tokens, at any rate: with `(low, high)` rates, the
-            objective of masked diffusion (Sahoo et al. 2024). False weighs by 1.
+            probability of selection: selectable / count where counts are exact (and
+            then at least 1), else 1 / rate. The weighted sum of losses over a row is
+            then an unbiased estimate of the sum over all its tokens, at any rate: with
+            `(0, 1)` rates, the objective of masked diffusion (Sahoo et al. 2024; Nie
+            et al. 2025). False weighs by 1.
         seed: int in [0, 2**64) or None for one drawn from the operating system,
             which `seed` then holds.
         **kwargs: `name`, `dtype`, `trainable` of `keras.layers.Layer`.
@@ -90,12 +154,14 @@ class DynamicMasking(keras.layers.Layer):
         inputs: integers `[length]` or `[batch, length]` (list, array, tensor, or
             `tf.RaggedTensor` outside compiled models), or a dict of `token_ids`
             and, optionally, of the same shape: `padding_mask` (True or 1 = a real
-            token), `selectable` (False = never select), `selection_weights` (>= 0:
-            tokens are drawn in proportion, without replacement; a longer unit
-            weighs as much as its heaviest token), `begins` (True = a unit begins
-            here, in place of `continuation_token_ids`); and `row_ids` `[batch]`
-            (ints: whose noise a row takes, in place of its number in the batch).
-            Other keys pass through.
+            token), `selectable` (False = never select), `selection_weights` (>= 0;
+            they multiply the constructor's), `begins` (True = a unit begins
+            here, in place of `continuation_token_ids`), `segment_ids` (ints: no unit
+            crosses from one document to the next, where the id changes); and
+            `row_ids` `[batch]` (ints: whose noise a row takes, in place of its number
+            in the batch). Other keys pass through. Weights that are negative or not
+            finite are refused in eager mode; in a graph they count as 0, infinity as
+            2**64.
         training: bool or None, see above. True or False always decides.
         step: int or int tensor. With it the call is a pure function, and the
             layer's own counter stays as it is.
@@ -126,8 +192,8 @@ class DynamicMasking(keras.layers.Layer):
     References:
         Devlin et al. 2019 (BERT: 15 %, 80/10/10), Liu et al. 2019 (RoBERTa: a fresh
         mask each time), Joshi et al. 2020 (SpanBERT: spans of words), Efraimidis and
-        Spirakis 2006 (weights). The first seven arguments are those of KerasHub's
-        `MaskedLMMaskGenerator`.
+        Spirakis 2006 (weights), Kingma et al. 2021 (evenly spread rates). The first
+        seven arguments are those of KerasHub's `MaskedLMMaskGenerator`.
     """
 
     def __init__(
@@ -141,8 +207,16 @@ class DynamicMasking(keras.layers.Layer):
         random_token_rate=0.1,
         *,
         exact_count=True,
+        at_least_one=False,
+        count_per_document=False,
+        evaluation_rate=None,
         mean_span_length=1.0,
         continuation_token_ids=None,
+        selection_weights=None,
+        random_token_weights=None,
+        random_excludes_original=False,
+        corrupt_whole_units=False,
+        random_words=None,
         inverse_rate_weights=False,
         seed=None,
         **kwargs,
@@ -150,43 +224,45 @@ class DynamicMasking(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
 
-        self.vocabulary_size = whole("vocabulary_size", vocabulary_size, 1)
-        self.mask_selection_rate = _rate(mask_selection_rate)
-        self.mask_token_id = whole("mask_token_id", mask_token_id, 0, self.vocabulary_size - 1)
-        if mask_selection_length is not None:
-            mask_selection_length = whole("mask_selection_length", mask_selection_length, 1)
-        self.mask_selection_length = mask_selection_length
+        size = self.vocabulary_size = whole("vocabulary_size", vocabulary_size, 1)
+        self.mask_selection_rate = checked_rate("mask_selection_rate", mask_selection_rate)
+        self.mask_token_id = whole("mask_token_id", mask_token_id, 0, size - 1)
+        self.mask_selection_length = _unless_none(
+            whole, "mask_selection_length", mask_selection_length, 1
+        )
         self.unselectable_token_ids = token_ids_below(
-            "unselectable_token_ids", unselectable_token_ids, self.vocabulary_size
+            "unselectable_token_ids", unselectable_token_ids, size
         )
         self.mask_token_rate = real("mask_token_rate", mask_token_rate, 0, 1)
         self.random_token_rate = real("random_token_rate", random_token_rate, 0, 1)
-        require(
-            self.mask_token_rate + self.random_token_rate <= 1 + 1e-9,
-            "`mask_token_rate` + `random_token_rate` must be at most 1.",
-            mask_token_rate=mask_token_rate,
-            random_token_rate=random_token_rate,
-        )
         self.exact_count = flag("exact_count", exact_count)
+        self.at_least_one = flag("at_least_one", at_least_one)
+        self.count_per_document = flag("count_per_document", count_per_document)
+        self.evaluation_rate = _unless_none(checked_rate, "evaluation_rate", evaluation_rate)
         self.mean_span_length = real("mean_span_length", mean_span_length, 1)
-        if continuation_token_ids is not None:
-            continuation_token_ids = token_ids_below(
-                "continuation_token_ids", continuation_token_ids, self.vocabulary_size
-            )
-        self.continuation_token_ids = continuation_token_ids
+        self.continuation_token_ids = _unless_none(
+            token_ids_below, "continuation_token_ids", continuation_token_ids, size
+        )
+        self.selection_weights = _unless_none(
+            weight_table, "selection_weights", selection_weights, size
+        )
+        self.random_token_weights = _unless_none(
+            weight_table, "random_token_weights", random_token_weights, size
+        )
+        self.random_excludes_original = flag("random_excludes_original", random_excludes_original)
+        self.corrupt_whole_units = flag("corrupt_whole_units", corrupt_whole_units)
+        self.random_words = _unless_none(word_list, "random_words", random_words, size)
         self.inverse_rate_weights = flag("inverse_rate_weights", inverse_rate_weights)
         self.seed = whole("seed", secrets.randbits(63) if seed is None else seed, 0, 2**64 - 1)
+        self._check_together()
 
-        self._protected = id_table(self.unselectable_token_ids, self.vocabulary_size)
-        self._continues = id_table(self.continuation_token_ids or (), self.vocabulary_size)
-        swappable = ~self._protected & ~id_table([self.mask_token_id], self.vocabulary_size)
-        require(
-            self.random_token_rate == 0 or swappable.any(),
-            "`random_token_rate` must be 0 where every id is protected.",
-            random_token_rate=random_token_rate,
-            vocabulary_size=vocabulary_size,
-        )
-        self._swap_pool = np.flatnonzero(swappable if swappable.any() else ~swappable)
+        self._protected = id_table(self.unselectable_token_ids, size)
+        self._continues = id_table(self.continuation_token_ids or (), size)
+        self._random_tokens = self._random_words = None
+        if self.random_token_rate > 0:
+            self._random_tokens = self._pool()
+        if self.random_words is not None:
+            self._random_words = RandomWords(self.random_words, self.random_excludes_original)
         # Created here, not in `build`, which a symbolic build of a distributed model
         # may never reach. "int" is int64 on TensorFlow: it keeps int32 on the CPU.
         self.step = self.add_weight(
@@ -198,22 +274,93 @@ class DynamicMasking(keras.layers.Layer):
         )
         self.built = True
 
+    def _check_together(self):
+        """Arguments that are each right and do not go together."""
+        require(
+            self.mask_token_rate + self.random_token_rate <= 1 + 1e-9,
+            "`mask_token_rate` + `random_token_rate` must be at most 1.",
+            mask_token_rate=self.mask_token_rate,
+            random_token_rate=self.random_token_rate,
+        )
+        require(
+            self.exact_count or not self.count_per_document,
+            "`count_per_document` must be False where `exact_count` is: there is no count.",
+            count_per_document=True,
+            exact_count=False,
+        )
+        require(
+            self.corrupt_whole_units or self.random_words is None,
+            "`random_words` needs `corrupt_whole_units=True`: only whole words are replaced by "
+            "words.",
+            corrupt_whole_units=False,
+        )
+        require(
+            self.selection_weights is None or not self.inverse_rate_weights,
+            WEIGHTS_HAVE_NO_RATE,
+            inverse_rate_weights=True,
+        )
+        require(
+            self._counts_tokens or not (self.at_least_one and self.inverse_rate_weights),
+            ONE_HAS_NO_RATE,
+            exact_count=self.exact_count,
+            mean_span_length=self.mean_span_length,
+        )
+
+    def _pool(self):
+        """The ids that may be swapped in."""
+        swappable = ~self._protected
+        swappable[self.mask_token_id] = False
+        weights = self.random_token_weights
+        shares = swappable.astype("int32")
+        if weights is not None:
+            shares = token_shares(np.where(swappable, weights, 0))
+        needed = 2 if self.random_excludes_original else 1
+        require(
+            np.count_nonzero(shares) >= needed,
+            f"`random_token_rate` must be 0 unless at least {needed} ids can be swapped in: not "
+            "protected, not the mask token, and of `random_token_weights` > 0.",
+            random_token_rate=self.random_token_rate,
+            swappable=np.count_nonzero(shares),
+        )
+        pieces = {piece for word in self.random_words or () for piece in word}
+        forbidden = [piece for piece in pieces if not swappable[piece]]
+        require(
+            not forbidden,
+            "`random_words` must hold neither protected ids nor the mask token.",
+            random_words=sorted(forbidden),
+        )
+        return RandomTokens(shares, self.random_excludes_original)
+
+    @property
+    def _counts_tokens(self):
+        """Whether units are tokens, and as many are selected as the count says."""
+        units_are_tokens = self.continuation_token_ids is None and self.mean_span_length == 1
+        return self.exact_count and units_are_tokens
+
     def get_config(self):
-        rate = self.mask_selection_rate
-        if isinstance(rate, LearningRateSchedule):
-            rate = keras.saving.serialize_keras_object(rate)
+        def listed(weights):
+            return None if weights is None else weights.tolist()
+
         return {
             **super().get_config(),
             "vocabulary_size": self.vocabulary_size,
-            "mask_selection_rate": rate,
+            "mask_selection_rate": rate_config(self.mask_selection_rate),
             "mask_token_id": self.mask_token_id,
             "mask_selection_length": self.mask_selection_length,
             "unselectable_token_ids": self.unselectable_token_ids,
             "mask_token_rate": self.mask_token_rate,
             "random_token_rate": self.random_token_rate,
             "exact_count": self.exact_count,
+            "at_least_one": self.at_least_one,
+            "count_per_document": self.count_per_document,
+            "evaluation_rate": rate_config(self.evaluation_rate),
             "mean_span_length": self.mean_span_length,
             "continuation_token_ids": self.continuation_token_ids,
+            "selection_weights": listed(self.selection_weights),
+            "random_token_weights": listed(self.random_token_weights),
+            "random_excludes_original": self.random_excludes_original,
+            "corrupt_whole_units": self.corrupt_whole_units,
+            "random_words": self.random_words,
             "inverse_rate_weights": self.inverse_rate_weights,
             "seed": self.seed,
         }
@@ -261,42 +408,48 @@ class DynamicMasking(keras.layers.Layer):
                 # Parallel calls race for the counter: they may read the same step,
                 # but they do not mask the same row.
                 keys = noise.threefry(keys, self._content(inputs))
-        return self._mask(inputs, keys, self._rate_at(moment, keys), selection_length)
+        return self._mask(inputs, keys, moment, True, selection_length)
 
     def mask_fixed(self, inputs, selection_length=None):
         """The call in evaluation, on a dict of tensors `[batch, length]`.
 
         Masks depend on the seed and the row's own content: the same example has the
         same mask in every epoch, order, batch size and process, and at any padding
-        length. A schedule stands at its first step.
+        length.
         """
         keys = noise.row_keys(self.seed, noise.TIMELESS, self._content(inputs))
-        return self._mask(inputs, keys, self._rate_at(0, keys), selection_length)
+        return self._mask(inputs, keys, 0, False, selection_length)
+
+    def _rate_of(self, training):
+        its_own = not training and self.evaluation_rate is not None
+        return self.evaluation_rate if its_own else self.mask_selection_rate
 
     def selectable(self, inputs):
         """Which positions may be selected: bool `[batch, length]`, for a dict of tensors."""
         return self._is_token(inputs) & ops.cast(inputs.get("selectable", True), "bool")
 
-    def selection_capacity(self, inputs):
+    def selection_capacity(self, inputs, training=True):
         """A size for the targets that is small and holds what is selected of `inputs`.
 
         Exact counts of tokens never overflow it. For longer units there is room for
         one of eight times the mean length, two tokens a word; for independent draws for
         six standard deviations; and for all where the caller says how long a unit is,
-        or how likely.
+        or how likely, or wants one of every document.
 
         Args:
             inputs: a dict of tensors `[batch, length]`, as `mask` takes it.
+            training: bool, False for `mask_fixed`.
         """
         if self.mask_selection_length is not None:
             return self.mask_selection_length
         length = ops.shape(inputs["token_ids"])[1]
-        if "begins" in inputs or ("selection_weights" in inputs and not self.exact_count):
+        weighted = self.selection_weights is not None or "selection_weights" in inputs
+        one_of_each = self.at_least_one and self.count_per_document
+        if "begins" in inputs or (weighted and not self.exact_count) or one_of_each:
             return length
-        rate = self.mask_selection_rate
-        highest = rate if isinstance(rate, float) else rate[1] if isinstance(rate, tuple) else 1.0
+        highest = highest_rate(self._rate_of(training))
         unit = self.mean_span_length * (1 if self.continuation_token_ids is None else 2)
-        room = 0 if unit == 1 else 8 * unit
+        room = (0 if unit == 1 else 8 * unit) + self.at_least_one
         size = length if isinstance(length, int) else ops.cast(length, "float32")
         if not self.exact_count:
             room += 6 * (size * highest * (1 - highest) * unit) ** 0.5
@@ -304,66 +457,132 @@ class DynamicMasking(keras.layers.Layer):
             return min(length, math.ceil(size * highest + room))
         return ops.cast(ops.minimum(size, ops.ceil(size * highest + room)), "int32")
 
-    def _mask(self, inputs, keys, rate, capacity):
+    def _mask(self, inputs, keys, step, training, capacity):
         """Begin, number, share, select, corrupt; then the targets."""
         ids = ops.cast(inputs["token_ids"], "int32")  # [batch, length]
         positions = ops.arange(ops.shape(ids)[1], dtype="int32")
-        role, coin = (
-            noise.uniform(noise.bits(keys, positions, stream))
-            for stream in (noise.ROLE, noise.BEGIN)
-        )
+        edges = positions == 0
+        if "segment_ids" in inputs:
+            edges = begins_at_changes(inputs["segment_ids"])
         may_begin = ops.cast(inputs.get("begins", ~ops.take(self._continues, ids)), "bool")
-        units = unit_numbers(
-            unit_begins(may_begin, ~self._is_token(inputs), coin, self.mean_span_length)
-        )
-        selected, weight = self._select(inputs, keys, units, rate, capacity)
+        boundary = ~self._is_token(inputs)
+        coin = noise.uniform(noise.bits(keys, positions, noise.BEGIN))
+        begins = unit_begins(may_begin, boundary, edges, coin, self.mean_span_length)
+        units = unit_numbers(begins)
 
-        drawn = noise.below(noise.bits(keys, positions, noise.REPLACEMENT), len(self._swap_pool))
+        budget = self._budget(inputs, keys, edges, step, training, capacity)
+        selected, weight = self._select(inputs, keys, units, budget)
+
+        shown_together = units if self.corrupt_whole_units else positions
+        role = noise.uniform(noise.bits(keys, shown_together, noise.ROLE))
+        swaps = ids  # nothing is swapped
+        if self._random_tokens is not None:
+            swaps = self._random_tokens.draw(noise.bits(keys, positions, noise.REPLACEMENT), ids)
+        if self._random_words is not None:
+            word_begins = unit_begins(may_begin, boundary, edges, 0.0, 1.0)
+            words = unit_numbers(word_begins)
+            draws = (noise.bits(keys, words, stream) for stream in (noise.WORD, noise.OTHER_WORD))
+            swaps = self._random_words.draw(*draws, ids, word_begins, words, otherwise=swaps)
         shown = corrupt(
             ids,
             selected,
             role,
-            ops.take(self._swap_pool, drawn),
+            swaps,
             self.mask_token_id,
             self.mask_token_rate,
             self.random_token_rate,
         )
         return self._outputs(inputs, shown, selected, weight, capacity)
 
-    def _select(self, inputs, keys, units, rate, capacity):
+    def _budget(self, inputs, keys, edges, step, training, capacity):
+        rate = self._rate_of(training)
+        round_up, turn, _ = noise.row_uniforms(keys)
+        if isinstance(rate, tuple) and (self.at_least_one or self.inverse_rate_weights):
+            # The rate is a draw itself. Rounded up, (0, 1) makes the count uniform on 1..n.
+            round_up = ops.ones_like(round_up)
+        documents = None
+        if self.count_per_document:
+            require(
+                "segment_ids" in inputs,
+                "`inputs` must hold `segment_ids` with `count_per_document`.",
+                keys=list(inputs),
+            )
+            documents = unit_numbers(edges)
+            turn = noise.uniform(noise.bits(keys, documents, noise.TURN))
+        rate = rate_at(rate, step, keys, spread=training and "row_ids" not in inputs)
+        return Budget(rate, round_up, turn, documents, capacity)
+
+    def _select(self, inputs, keys, units, budget):
         """What is selected, bool `[batch, length]`, and what each selected token weighs."""
+        units_are_tokens = self._counts_tokens and "begins" not in inputs
         selectable = self.selectable(inputs)
-        unit_keys = noise.bits(keys, units, noise.SELECT)  # equal inside a unit
-        weights = inputs.get("selection_weights")
+        if budget.capacity is not None and not units_are_tokens:
+            # What can't be selected is not counted either.
+            selectable = selectable & (count_in_unit(selectable, units) <= budget.capacity)
+        keys_of_units = noise.bits(keys, units, noise.SELECT)  # equal inside a unit
+        noise_of_units = noise.uniform(keys_of_units)
+        order, weights = keys_of_units, self._weights(inputs, selectable, units)
         if weights is not None:
-            weights = ops.cast(weights, "float32")
-            weights = ops.where(selectable & (weights > 0), weights, 0.0)  # so NaN is 0
-            weights = heaviest_in_unit(weights, units)
             selectable = selectable & (weights > 0)
-        unit_noise = noise.uniform(unit_keys)
-        order = unit_keys if weights is None else weighted_order(unit_noise, weights)
+            order = weighted_order(noise_of_units, weights)
+
         if self.exact_count:
-            round_up, turn, _ = noise.row_uniforms(keys)
-            size = count_positions(selectable)
-            count = selected_count(size, rate, round_up)
-            if capacity is not None:
-                count = ops.minimum(count, capacity)
-            tokens, drawn_of_them = (ops.cast(number, "float32") for number in (size, count))
+            size = budget.count_in(selectable)
+            count = self._count(selectable, size, budget)
+            drawn = selectable, count, budget.turn, budget.count_in
             if weights is None:
-                selected = select_exactly(unit_keys, selectable, count, turn)
+                selected = select_exactly(keys_of_units, *drawn)
             else:
-                selected = select_first(order, unit_keys, selectable, count)
+                selected = select_first(order, keys_of_units, *drawn)
+            odds = size, count
         else:
-            if weights is not None:
-                rate = 1.0 - (1.0 - rate) ** weights
-            selected = select_independently(unit_noise, selectable, rate)
-            tokens, drawn_of_them = 1.0, ops.cast(rate, "float32")
-        if capacity is not None:
-            selected = drop_overflow(order, selected, capacity)
+            if weights is None:
+                selected = select_independently(noise_of_units, selectable, budget.rate)
+            else:
+                selected = select_independently(order, selectable, weighted_edge(budget.rate))
+            odds = 1, budget.rate
+
+        if self.at_least_one and not units_are_tokens:
+            first = first_unit(order, keys_of_units, selectable, budget.count_in)
+            selected = selected | (first & (budget.count_in(selected) == 0))
+        if budget.capacity is not None and not (units_are_tokens and budget.documents is None):
+            spared = None
+            if self.at_least_one:
+                spared = first_unit(order, keys_of_units, selected, budget.count_in)
+            at_random = noise.bits(keys, units, noise.DROP)
+            selected = drop_overflow(at_random, selected, budget.capacity, spared)
         weight = 1.0
         if self.inverse_rate_weights:
-            weight = ops.divide_no_nan(tokens, drawn_of_them)
+            weight = ops.divide_no_nan(*(ops.cast(number, "float32") for number in odds))
         return selected, weight
+
+    def _weights(self, inputs, selectable, units):
+        """What each unit weighs as float32, or None where all weigh the same."""
+        given, known = inputs.get("selection_weights"), self.selection_weights
+        if given is None and known is None:
+            return None
+        require(not self.inverse_rate_weights, WEIGHTS_HAVE_NO_RATE, inverse_rate_weights=True)
+        weights = 1.0 if given is None else ops.cast(given, "float32")
+        if known is not None:
+            weights = weights * ops.take(known, ops.cast(inputs["token_ids"], "int32"))
+        weights = ops.where(selectable & (weights > 0), weights, 0.0)  # so NaN is 0
+        return highest_in_unit(weights, units)
+
+    def _count(self, selectable, size, budget):
+        """How many positions to select of each row, or of each document of it."""
+        if budget.documents is None:
+            count = selected_count(size, budget.rate, budget.round_up)
+        else:
+            through = ops.cumsum(ops.cast(selectable, "int32"), axis=1)
+            through = highest_in_unit(through, budget.documents)
+            count, before = (
+                selected_count(number, budget.rate, budget.round_up, count_positions(selectable))
+                for number in (through, through - size)
+            )
+            count = count - before
+        if self.at_least_one or self.inverse_rate_weights:
+            count = ops.maximum(count, ops.minimum(size, 1))
+        return count if budget.capacity is None else ops.minimum(count, budget.capacity)
 
     def _outputs(self, inputs, shown, selected, weight, capacity):
         original = inputs["token_ids"]
@@ -394,17 +613,6 @@ class DynamicMasking(keras.layers.Layer):
     def _content(self, inputs):
         ids = ops.cast(inputs["token_ids"], "int32")
         return noise.content_words(ids, self._is_token(inputs))
-
-    def _rate_at(self, step, keys):
-        """The rate as a float32: for all rows, or `[batch, 1]`."""
-        rate = self.mask_selection_rate
-        if isinstance(rate, LearningRateSchedule):
-            return ops.clip(ops.cast(rate(step), "float32"), 0.0, 1.0)
-        if isinstance(rate, float):
-            return rate
-        low, high = (round(edge * 2**24) for edge in rate)
-        _, _, drawn = noise.row_uniforms(keys)
-        return ops.cast(low + scaled(in_shares(drawn), high - low), "float32") * 2.0**-24
 
 
 def replica_id():
@@ -447,20 +655,9 @@ def _in_tf_data():
     return False
 
 
-def _rate(rate):
-    if isinstance(rate, dict):  # out of a config
-        rate = keras.saving.deserialize_keras_object(rate)
-    if isinstance(rate, LearningRateSchedule):
-        return rate
-    if not isinstance(rate, (tuple, list)):
-        return real("mask_selection_rate", rate, 0, 1)
-    require(
-        len(rate) == 2 and all(is_real(edge, 0, 1) for edge in rate) and rate[0] <= rate[1],
-        "`mask_selection_rate` must be a number in [0, 1], or a pair of them with low <= high.",
-        mask_selection_rate=rate,
-    )
-    return float(rate[0]), float(rate[1])
-
-
 def _given(arguments):
     return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _unless_none(check, name, value, *arguments):
+    return None if value is None else check(name, value, *arguments)

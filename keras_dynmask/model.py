@@ -9,7 +9,7 @@ from keras import layers, ops
 
 from keras_dynmask.encoder import TransformerEncoder
 from keras_dynmask.errors import require
-from keras_dynmask.inputs import check_ids, is_integer, is_ragged
+from keras_dynmask.inputs import check_ids, check_weights, is_integer, is_ragged
 from keras_dynmask.masking import DynamicMasking, sum_over_replicas
 from keras_dynmask.objective import hits, states_at, token_losses, weighted_mean
 
@@ -134,7 +134,8 @@ class MaskedLanguageModel(keras.Model):
         if "mask_positions" in features or not (training or _EVALUATING.get()):
             return self._logits(features, training)
         mask = self.masking.mask if training else self.masking.mask_fixed
-        masked = mask(features, selection_length=self.masking.selection_capacity(features))
+        capacity = self.masking.selection_capacity(features, training=bool(training))
+        masked = mask(features, selection_length=capacity)
         # What is padding is read off the ids before any of them is swapped.
         masked.setdefault("padding_mask", self._padding_mask(features))
         return {**masked, "logits": self._logits(masked, training)}
@@ -207,6 +208,8 @@ class MaskedLanguageModel(keras.Model):
         token_ids = x.get("token_ids") if isinstance(x, dict) else x
         if isinstance(token_ids, np.ndarray):
             check_ids(token_ids, self.masking.vocabulary_size)
+        if isinstance(x, dict) and isinstance(x.get("selection_weights"), np.ndarray):
+            check_weights(x["selection_weights"])
         if sample_weight is None or y is not None:
             return x, sample_weight
         weights = np.asarray(sample_weight, "float32")

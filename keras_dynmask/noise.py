@@ -18,8 +18,10 @@ from position to word is a permutation, so two positions never tie.
 import keras
 from keras import ops
 
+from keras_dynmask.selection import scaled
+
 # What a word is for. Streams never share noise.
-SELECT, ROLE, REPLACEMENT, BEGIN, ROW = range(5)
+SELECT, ROLE, REPLACEMENT, BEGIN, ROW, TURN, DROP, WORD, OTHER_WORD = range(9)
 
 # Stands in for (step, replica) where noise must depend on neither.
 TIMELESS = (-1, -1)
@@ -71,6 +73,15 @@ def row_uniforms(keys):
 def below(words, bound):
     """Bits as int32 in [0, bound). The bias is under bound / 2**31."""
     return ops.mod(_shift_right(words, 1), bound)
+
+
+def portion(words, amount):
+    """Bits as int32 in [0, amount): floor(amount * bits / 2**32), for amounts to 2**23.
+
+    Where amounts are large or differ, this is fair and `below` is not.
+    """
+    carry = _shift_right(amount * (words & 0xFF), 8)
+    return scaled(amount, _shift_right(words, 8), carry)
 
 
 def words(numbers):

@@ -5,7 +5,13 @@ selected because its key lies in a range, never because of where it stands, so n
 position is favoured, whatever the setting.
 """
 
+import numpy as np
 from keras import ops
+
+
+def count_positions(chosen):
+    """How many positions of each row are chosen. int32 `[batch, 1]`."""
+    return ops.sum(ops.cast(chosen, "int32"), axis=1, keepdims=True)
 
 
 def select_independently(noise, selectable, rate):
@@ -16,8 +22,8 @@ def select_independently(noise, selectable, rate):
     return selectable & (noise < rate)
 
 
-def select_exactly(keys, selectable, count, turn):
-    """Select `count` selectable positions per row, in whole units.
+def select_exactly(keys, selectable, count, turn, count_in=count_positions):
+    """Select `count` selectable positions of each row, in whole units.
 
     Lay the units in the order of their keys on a circle of the row's selectable
     positions. A unit is selected when its start lies in the window of `count`
@@ -31,58 +37,112 @@ def select_exactly(keys, selectable, count, turn):
         selected                 [F  F  F  T  T ]
 
     A unit's start grows with its key, so the window is a range of keys and its two
-    edges are found by bisection: no sorting.
+    edges are found by bisection: no sorting. A document that has a count of its own
+    has a circle of its own: nothing above asks what else is in the row.
 
     Args:
         keys: int32 `[batch, length]`, equal inside a unit.
         selectable: bool `[batch, length]`.
         count: int32 `[batch, 1]`, at most the number of selectable positions.
         turn: noise in [0, 1), float32 `[batch, 1]`.
+        count_in: counts the chosen positions that share a budget: those of a row, or,
+            where each document has its own, those of a document. `count` and `turn`
+            are then `[batch, length]`, equal inside a document.
     """
-    circle = count_positions(selectable)
+    circle = count_in(selectable)
     place = scaled(circle, in_shares(turn))
     end = place + count
     wraps = end >= circle
-    after_place = keys > largest_key_with_below(keys, selectable, place)
+    after_place = keys > largest_key_with_below(keys, selectable, place, count_in)
     end = ops.where(wraps, end - circle, end)
-    before_end = keys <= largest_key_with_below(keys, selectable, end)
+    before_end = keys <= largest_key_with_below(keys, selectable, end, count_in)
     window = ops.where(wraps, after_place | before_end, after_place & before_end)
     return selectable & window
 
 
-def select_first(order, keys, selectable, count):
-    """Select `count` selectable positions per row, in whole units, first by `order`.
+def select_first(order, keys, selectable, count, turn, count_in=count_positions):
+    """Select `count` selectable positions of each row, in whole units, first by `order`.
 
-    Where units are equal in `order`, their keys decide. All are as in `select_exactly`,
-    and `order` like `keys`.
+    The last unit may overrun the count. It is kept with probability room / length, so
+    that the mean count is exact. Where units are equal in `order`, their keys decide.
+    All are as in `select_exactly`, and `order` like `keys`.
     """
-    last = largest_key_with_below(order, selectable, count - 1)
-    before, level = selectable & (order < last), selectable & (order == last)
-    rest = count - count_positions(before)
-    return before | (level & (keys <= largest_key_with_below(keys, level, rest - 1)))
+    last = largest_key_with_below(order, selectable, count - 1, count_in)
+    level = selectable & (order == last)
+    room = count - count_in(selectable & (order < last))
+    last_key = largest_key_with_below(keys, level, room - 1, count_in)
+    before = selectable & ((order < last) | ((order == last) & (keys < last_key)))
+    last_unit = level & (keys == last_key)
+    kept = scaled(count_in(last_unit), in_shares(turn)) < count - count_in(before)
+    return before | (last_unit & kept)
+
+
+def first_unit(order, keys, selectable, count_in=count_positions):
+    """The first selectable unit of each row, by `order` and then by `keys`."""
+    level = selectable & (order == largest_key_with_below(order, selectable, 0, count_in))
+    return level & (keys == largest_key_with_below(keys, level, 0, count_in))
 
 
 def weighted_order(noise, weights):
     """An order in which the units are a weighted draw without replacement, as int32.
 
     Each unit gets an exponential number whose rate is its weight; the smallest come
-    first (Efraimidis and Spirakis 2006). Positive floats and their bits, read as
-    int32, have the same order.
+    first (Efraimidis and Spirakis 2006). So the first is drawn in proportion to the
+    weights, the second in proportion to those that are left, and so on.
+
+    It is the logarithm of that number, in integers, because a compiler's `log` is not
+    the next compiler's. Weights count from 2**-64 to 2**64.
     """
-    exponential = -ops.log(1.0 - noise) / ops.maximum(weights, 1e-30)
-    return ops.view(exponential, "int32")
+    return log2(ops.cast(exponential(in_shares(noise)), "float32")) - log2(
+        ops.clip(weights, 2.0**-64, 2.0**64)
+    )
 
 
-def drop_overflow(keys, selected, capacity):
+def weighted_edge(rate):
+    """Where independent draws of `weighted_order` end: a unit of weight w comes before
+    with probability 1 - (1 - rate)**w."""
+    shares = in_shares(rate)
+    edge = log2(ops.cast(exponential(shares), "float32"))
+    edge = ops.where(shares > 0, edge, -(2**31))
+    return ops.where(shares < 2**24, edge, 2**31 - 1)
+
+
+def exponential(shares):
+    """-log2(1 - shares / 2**24), an exponential number, in 2**-24ths and at least one."""
+    left = ops.cast(ops.maximum(2**24 - shares, 1), "float32")
+    return ops.maximum(24 * 2**24 - log2(left), 1)
+
+
+def log2(numbers):
+    """The logarithm to base 2 of positive float32, as a whole number of 2**-24ths.
+
+    Exponent and mantissa are read off the bits; the mantissa's logarithm comes from a
+    table with 4,096 steps and a straight line between them. Integers only.
+    """
+    float_bits = ops.view(numbers, "int32")
+    exponent = ops.right_shift(float_bits, 23) - 127
+    step, rest = ops.right_shift(float_bits, 11) & 0xFFF, float_bits & 0x7FF
+    low, high = ops.take(_LOG2_TABLE, step), ops.take(_LOG2_TABLE, step + 1)
+    return exponent * 2**24 + low + ops.right_shift((high - low) * rest, 11)
+
+
+_LOG2_TABLE = np.round(np.log2(1 + np.arange(4097) / 4096) * 2**24).astype("int32")
+
+
+def drop_overflow(order, selected, capacity, spared=None):
     """Keep at most `capacity` selected positions per row, dropping whole units.
 
-    The units with the largest keys go, which is a random choice.
+    The last in `order` go first, int32 `[batch, length]` and equal inside a unit; those
+    that are spared, bool, go after all others.
     """
-    edge = largest_key_with_below(keys, selected, capacity)
-    return selected & ((keys < edge) | (count_positions(selected) <= capacity))
+    if spared is not None:
+        order = ops.right_shift(order, 1)
+        order = ops.where(spared, order - 2**30, order + 2**30)
+    edge = largest_key_with_below(order, selected, capacity)
+    return selected & ((order < edge) | (count_positions(selected) <= capacity))
 
 
-def largest_key_with_below(keys, counted, limit):
+def largest_key_with_below(keys, counted, limit, count_in=count_positions):
     """The largest key t with at most `limit` counted positions whose key is under t.
 
     Bisection: 32 rounds, one for each bit from the highest, each a comparison and
@@ -91,14 +151,14 @@ def largest_key_with_below(keys, counted, limit):
 
     def raise_bit(round_, edge):
         trial = edge + ops.left_shift(ops.ones_like(edge), 31 - round_)
-        below = count_positions(counted & (keys < trial))
+        below = count_in(counted & (keys < trial))
         return ops.where(below <= limit, trial, edge)
 
-    lowest = ops.zeros_like(count_positions(counted)) + -(2**31)
-    return ops.fori_loop(0, 32, raise_bit, lowest)  # [batch, 1]
+    lowest = ops.zeros_like(count_in(counted)) + -(2**31)
+    return ops.fori_loop(0, 32, raise_bit, lowest)  # as `limit`
 
 
-def selected_count(selectable_count, rate, coin):
+def selected_count(selectable_count, rate, coin, row_count=None):
     """rate * selectable_count, rounded up or down by a coin: its mean is exact.
 
     A product within rounding error of a whole number is that number, so that 15 %
@@ -108,9 +168,13 @@ def selected_count(selectable_count, rate, coin):
         selectable_count: int32 `[batch, 1]`, under 2**24.
         rate: float32 in [0, 1], scalar or `[batch, 1]`.
         coin: noise in [0, 1), float32 `[batch, 1]`.
+        row_count: the selectable positions of the whole row, where `selectable_count`
+            is that of its beginning: with one coin, the beginnings' counts then add
+            up to the row's.
     """
+    row_count = selectable_count if row_count is None else row_count
     coin = ops.cast(coin * 2.0**24, "int32")
-    coin = ops.clip(coin, selectable_count, 2**24 - 1 - selectable_count)
+    coin = ops.clip(coin, row_count, 2**24 - 1 - row_count)
     return scaled(selectable_count, in_shares(rate), coin)
 
 
@@ -155,8 +219,3 @@ def at_selected(values, selected, capacity):
         (batch * (capacity + 1),),
     )
     return ops.reshape(slots, (batch, capacity + 1))[:, :capacity]
-
-
-def count_positions(chosen):
-    """How many positions of each row are chosen. int32 `[batch, 1]`."""
-    return ops.sum(ops.cast(chosen, "int32"), axis=1, keepdims=True)

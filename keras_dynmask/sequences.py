@@ -74,7 +74,7 @@ def generate_masking_sequence(
     keys = noise.row_keys(seed, (checked_step(step), 0), noise.words(rows))
     everywhere = ops.ones((batch, length), "bool")
     coin = noise.uniform(noise.bits(keys, positions, noise.BEGIN))
-    units = unit_numbers(unit_begins(everywhere, ~everywhere, coin, span))
+    units = unit_numbers(unit_begins(everywhere, ~everywhere, positions == 0, coin, span))
     unit_keys = noise.bits(keys, units, noise.SELECT)
     if flag("exact_count", exact_count):
         round_up, turn, _ = noise.row_uniforms(keys)

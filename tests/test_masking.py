@@ -331,8 +331,16 @@ EVERY_ARGUMENT = {
     "mask_token_rate": 0.5,
     "random_token_rate": 0.25,
     "exact_count": False,
+    "at_least_one": False,
+    "count_per_document": False,
+    "evaluation_rate": (0.15, 0.15),
     "mean_span_length": 2.5,
     "continuation_token_ids": (7, 8),
+    "selection_weights": None,
+    "random_token_weights": [0.0] * 4 + [0.5] * 46,
+    "random_excludes_original": True,
+    "corrupt_whole_units": True,
+    "random_words": ((9,), (10, 7), (11, 7)),
     "inverse_rate_weights": True,
     "seed": 2**63 + 5,
     "name": "masker",
@@ -371,9 +379,9 @@ def test_a_schedule_sets_the_rate_of_each_step_and_survives_saving(tmp_path):
 
 
 def test_a_schedule_is_clipped_and_stands_at_its_first_step_in_evaluation():
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1, 2], [1.5, -0.5, 0.5])
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0, 1, 2], [1.0, 1.5, -0.5, 0.5])
     masking = layer(mask_selection_rate=schedule)
-    assert hidden(masking(IDS, step=0)).all()
+    assert hidden(masking(IDS, step=1)).all()
     assert not hidden(masking(IDS, step=2)).any()
     assert hidden(masking.mask_fixed({"token_ids": tf.constant(IDS)})).all()
 
@@ -481,7 +489,7 @@ BAD_ARGUMENTS = [
     ({"random_token_rate": -0.1}, "`random_token_rate` must be a number"),
     ({"random_token_rate": 0.3, "mask_token_rate": 0.8}, "`mask_token_rate` .* at most 1"),
     ({"random_token_rate": 0.1, "mask_token_rate": 0.1, "unselectable_token_ids": range(100)},
-     "`random_token_rate` must be 0 where every id is protected"),
+     "`random_token_rate` must be 0 unless at least 1 ids can be swapped in"),
     ({"exact_count": 1}, "`exact_count` must be True or False"),
     ({"exact_count": None}, "`exact_count` must be True or False"),
     ({"exact_count": "False"}, "`exact_count` must be True or False"),

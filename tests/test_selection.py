@@ -227,6 +227,9 @@ def test_count_positions():
     assert listed(count_positions(flags(""))) == [0]
 
 
+NO_TURN = row([0.0], "float32")  # keeps the last unit
+
+
 def test_heavier_units_come_earlier():
     noise = row([0.25] * 3, "float32")
     order = listed(weighted_order(noise, row([1.0, 4.0, 2.0], "float32")))
@@ -246,11 +249,21 @@ def test_a_weighted_order_is_that_of_its_noise_where_weights_are_equal():
 )
 def test_equal_places_in_the_order_are_told_apart_by_the_keys(count, selected):
     order, keys = row([5, 5, 1, 5, 5]), row([20, 40, 90, 30, 10])
-    chosen = select_first(order, keys, flags("T T T T T"), row([count]))
+    chosen = select_first(order, keys, flags("T T T T T"), row([count]), NO_TURN)
     assert spelled(chosen) == selected
+
+
+@pytest.mark.parametrize(("turn", "selected"), [(0.24, "F T T T T"), (0.26, "F F F F F")])
+def test_the_last_unit_is_kept_with_probability_room_over_length(turn, selected):
+    order = keys = row([9, 5, 5, 5, 5])
+    got = select_first(order, keys, flags("T T T T T"), row([1]), row([turn], "float32"))
+    assert spelled(got) == selected
 
 
 def test_a_unit_in_an_order_is_not_cut():
     order, keys = row([5, 5, 1, 1, 5]), row([20, 20, 90, 90, 10])
     for count, selected in ((1, "F F T T F"), (3, "F F T T T"), (4, "T T T T T")):
-        assert spelled(select_first(order, keys, flags("T T T T T"), row([count]))) == selected
+        assert (
+            spelled(select_first(order, keys, flags("T T T T T"), row([count]), NO_TURN))
+            == selected
+        )

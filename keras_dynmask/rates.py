@@ -1,0 +1,81 @@
+"""How many: a rate for every row, from a number, a pair or a schedule."""
+
+import keras
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_dynmask import noise
+from keras_dynmask.errors import is_real, real, require
+from keras_dynmask.selection import in_shares, scaled
+
+
+def checked_rate(name, rate):
+    """A rate as a float, a pair of floats or a schedule; also out of a config."""
+    if isinstance(rate, dict):
+        rate = keras.saving.deserialize_keras_object(rate)
+    if isinstance(rate, LearningRateSchedule):
+        first = float(ops.convert_to_numpy(rate(0)))
+        require(
+            0 <= first <= 1,
+            f"`{name}` must be a schedule of rates in [0, 1].",
+            rate_at_step_0=first,
+        )
+        return rate
+    if not isinstance(rate, (tuple, list)):
+        return real(name, rate, 0, 1)
+    require(
+        len(rate) == 2 and all(is_real(edge, 0, 1) for edge in rate) and rate[0] <= rate[1],
+        f"`{name}` must be a number in [0, 1], or a pair of them with low <= high.",
+        **{name: rate},
+    )
+    return float(rate[0]), float(rate[1])
+
+
+def rate_config(rate):
+    """A rate as `get_config` writes it."""
+    if isinstance(rate, LearningRateSchedule):
+        return keras.saving.serialize_keras_object(rate)
+    return rate
+
+
+def highest_rate(rate):
+    """The highest that is known before the step is."""
+    return rate if isinstance(rate, float) else rate[1] if isinstance(rate, tuple) else 1.0
+
+
+def rate_at(rate, step, keys, spread):
+    """The rate of every row as float32: one number for all, or `[batch, 1]`.
+
+    A schedule is clipped to [0, 1]. Of a pair (low, high) each row draws its own rate,
+    uniform in (low, high].
+
+    Args:
+        rate: as `checked_rate` returns it.
+        step: int or int tensor, the step at which a schedule is read.
+        keys: the rows' keys, from `noise.row_keys`.
+        spread: bool. True spreads the batch's rates evenly: for a batch of B, one lies
+            in each B-th of the range (Kingma et al. 2021). False draws each row's
+            from its own key alone.
+    """
+    if isinstance(rate, LearningRateSchedule):
+        return ops.clip(ops.cast(rate(step), "float32"), 0.0, 1.0)
+    if isinstance(rate, float):
+        return rate
+    low, high = (round(edge * 2**24) for edge in rate)
+    _, _, drawn = noise.row_uniforms(keys)
+    drawn = in_shares(drawn)
+    if spread:
+        drawn = drawn[:1] + even_shares(ops.shape(drawn)[0]) & (2**24 - 1)
+    lowest = low if low == high else low + 1
+    return ops.cast(lowest + scaled(drawn, high - low), "float32") * 2.0**-24
+
+
+def even_shares(batch):
+    """The B-ths of 2**24 as int32 `[batch, 1]`: `0, 2**24 / B, 2 * 2**24 / B, ...`
+
+    Long division in digits of 12 bits, for batches under 2**19.
+    """
+    rows = ops.expand_dims(ops.arange(batch, dtype="int32"), 1)
+    high = ops.left_shift(rows, 12)
+    low = ops.left_shift(ops.mod(high, batch), 12)
+    return ops.left_shift(ops.floor_divide(high, batch), 12) + ops.floor_divide(low, batch)
