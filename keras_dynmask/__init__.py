@@ -5,6 +5,7 @@ from keras_dynmask.quiet import quiet_start
 with quiet_start():
     import keras  # noqa: F401
 
+from keras_dynmask.adaptive import AdaptiveSelection
 from keras_dynmask.encoder import TransformerEncoder
 from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.model import MaskedLanguageModel
@@ -13,6 +14,7 @@ from keras_dynmask.sequences import apply_masking, generate_masking_sequence
 from keras_dynmask.vocabulary import wordpiece_continuations
 
 __all__ = [
+    "AdaptiveSelection",
     "DynamicMasking",
     "MaskedLanguageModel",
     "TransformerEncoder",

@@ -21,6 +21,7 @@ from keras_dynmask.replacements import (
     weight_table,
     word_list,
 )
+from keras_dynmask.replicas import replica_id
 from keras_dynmask.selection import (
     at_selected,
     count_positions,
@@ -258,11 +259,7 @@ class DynamicMasking(keras.layers.Layer):
 
         self._protected = id_table(self.unselectable_token_ids, size)
         self._continues = id_table(self.continuation_token_ids or (), size)
-        self._random_tokens = self._random_words = None
-        if self.random_token_rate > 0:
-            self._random_tokens = self._pool()
-        if self.random_words is not None:
-            self._random_words = RandomWords(self.random_words, self.random_excludes_original)
+        self._random_tokens, self._random_words = self._replacements()
         # Created here, not in `build`, which a symbolic build of a distributed model
         # may never reach. "int" is int64 on TensorFlow: it keeps int32 on the CPU.
         self.step = self.add_weight(
@@ -290,8 +287,8 @@ class DynamicMasking(keras.layers.Layer):
         )
         require(
             self.corrupt_whole_units or self.random_words is None,
-            "`random_words` needs `corrupt_whole_units=True`: only whole words are replaced by "
-            "words.",
+            "`corrupt_whole_units` must be True with `random_words`: only a whole word is replaced "
+            "by a word.",
             corrupt_whole_units=False,
         )
         require(
@@ -302,34 +299,39 @@ class DynamicMasking(keras.layers.Layer):
         require(
             self._counts_tokens or not (self.at_least_one and self.inverse_rate_weights),
             ONE_HAS_NO_RATE,
+            at_least_one=True,
             exact_count=self.exact_count,
             mean_span_length=self.mean_span_length,
         )
 
-    def _pool(self):
-        """The ids that may be swapped in."""
+    def _replacements(self):
+        """What is swapped in: random tokens, and random words where there are any."""
         swappable = ~self._protected
         swappable[self.mask_token_id] = False
-        weights = self.random_token_weights
         shares = swappable.astype("int32")
-        if weights is not None:
-            shares = token_shares(np.where(swappable, weights, 0))
+        if self.random_token_weights is not None:
+            shares = token_shares(np.where(swappable, self.random_token_weights, 0))
         needed = 2 if self.random_excludes_original else 1
         require(
-            np.count_nonzero(shares) >= needed,
+            self.random_token_rate == 0 or np.count_nonzero(shares) >= needed,
             f"`random_token_rate` must be 0 unless at least {needed} ids can be swapped in: not "
             "protected, not the mask token, and of `random_token_weights` > 0.",
             random_token_rate=self.random_token_rate,
             swappable=np.count_nonzero(shares),
         )
         pieces = {piece for word in self.random_words or () for piece in word}
-        forbidden = [piece for piece in pieces if not swappable[piece]]
+        forbidden = [piece for piece in sorted(pieces) if not swappable[piece]]
         require(
             not forbidden,
             "`random_words` must hold neither protected ids nor the mask token.",
-            random_words=sorted(forbidden),
+            random_words=forbidden,
         )
-        return RandomTokens(shares, self.random_excludes_original)
+        if self.random_token_rate == 0:
+            return None, None
+        tokens = RandomTokens(shares, self.random_excludes_original)
+        if self.random_words is None:
+            return tokens, None
+        return tokens, RandomWords(self.random_words, self.random_excludes_original)
 
     @property
     def _counts_tokens(self):
@@ -613,33 +615,6 @@ class DynamicMasking(keras.layers.Layer):
     def _content(self, inputs):
         ids = ops.cast(inputs["token_ids"], "int32")
         return noise.content_words(ids, self._is_token(inputs))
-
-
-def replica_id():
-    """Which copy of the model runs: copies of one seed must not share noise."""
-    context = _replica_context()
-    if context is not None:
-        return context.replica_id_in_sync_group
-    if keras.backend.backend() == "torch":
-        import torch.distributed
-
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank()
-    return 0  # JAX sees one batch, however many devices hold it
-
-
-def sum_over_replicas(total):
-    """`total` added up over the replicas of a `tf.distribute` strategy, if there is one."""
-    context = _replica_context()
-    return total if context is None else context.all_reduce("sum", total)
-
-
-def _replica_context():
-    if keras.backend.backend() != "tensorflow":
-        return None
-    import tensorflow as tf
-
-    return tf.distribute.get_replica_context() if tf.distribute.has_strategy() else None
 
 
 def _in_tf_data():

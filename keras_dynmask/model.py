@@ -7,15 +7,19 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_dynmask.adaptive import AdaptiveSelection
 from keras_dynmask.encoder import TransformerEncoder
-from keras_dynmask.errors import require
+from keras_dynmask.errors import flag, require
 from keras_dynmask.inputs import check_ids, check_weights, is_integer, is_ragged
-from keras_dynmask.masking import DynamicMasking, sum_over_replicas
+from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.objective import hits, states_at, token_losses, weighted_mean
+from keras_dynmask.replicas import sum_over_replicas
 
 # Keras runs a test step and a prediction alike, with training=False; this tells them
 # apart. A context variable, because each replica's step is traced in its own thread.
 _EVALUATING = contextvars.ContextVar("evaluating", default=False)
+
+ROLES = ("hidden", "swapped", "kept")
 
 
 @keras.saving.register_keras_serializable(package="keras_dynmask")
@@ -45,6 +49,11 @@ class MaskedLanguageModel(keras.Model):
             the head shares its weights. Padding is the encoder's `padding_token_id`,
             or 0; inputs that pad with another id bring a `padding_mask`.
         masking: a `DynamicMasking` layer.
+        adaptive_selection: an `AdaptiveSelection` layer or None. With it, tokens that
+            the model knows by now are selected less often in training.
+        detailed_metrics: bool. True logs the share of rows in which nothing was selected,
+            `empty_rows`, and the loss and accuracy of the hidden, the swapped and the
+            kept tokens apart: `hidden_loss`, `hidden_accuracy`, `swapped_loss`, ...
         **kwargs: `name`, `dtype` of `keras.Model`.
 
     Call arguments:
@@ -79,7 +88,9 @@ class MaskedLanguageModel(keras.Model):
         Press and Wolf 2017 (the shared embedding).
     """
 
-    def __init__(self, encoder, masking, **kwargs):
+    def __init__(
+        self, encoder, masking, *, adaptive_selection=None, detailed_metrics=False, **kwargs
+    ):
         super().__init__(autocast=False, **kwargs)  # weights in the inputs stay float32
         require(
             isinstance(masking, DynamicMasking),
@@ -91,8 +102,26 @@ class MaskedLanguageModel(keras.Model):
             "`encoder` must be a Keras model or layer.",
             encoder=encoder,
         )
+        require(
+            adaptive_selection is None
+            or (
+                isinstance(adaptive_selection, AdaptiveSelection)
+                and adaptive_selection.vocabulary_size == masking.vocabulary_size
+            ),
+            "`adaptive_selection` must be an AdaptiveSelection layer of the masking's vocabulary "
+            f"size, {masking.vocabulary_size}.",
+            adaptive_selection=getattr(adaptive_selection, "vocabulary_size", adaptive_selection),
+        )
+        require(
+            adaptive_selection is None or not masking.inverse_rate_weights,
+            "`masking` must have `inverse_rate_weights=False` with `adaptive_selection`: what "
+            "weighs more is selected at a rate of its own.",
+            inverse_rate_weights=True,
+        )
         self.encoder = encoder
         self.masking = masking
+        self.adaptive_selection = adaptive_selection
+        self.detailed_metrics = flag("detailed_metrics", detailed_metrics)
         hidden = self.encode(keras.Input((None,), dtype="int32"))  # builds the encoder, too
         require(
             len(hidden.shape) == 3 and hidden.shape[-1] is not None,
@@ -117,6 +146,10 @@ class MaskedLanguageModel(keras.Model):
         self.masked_accuracy = keras.metrics.Mean(name="masked_accuracy")
         self.perplexity = Perplexity(name="perplexity")
         self.selection_rate = keras.metrics.Mean(name="selection_rate")
+        self.details = {}
+        if self.detailed_metrics:
+            names = [f"{role}_{what}" for role in ROLES for what in ("loss", "accuracy")]
+            self.details = {name: keras.metrics.Mean(name=name) for name in ["empty_rows", *names]}
         self.built = True
 
     # Forward.
@@ -133,6 +166,10 @@ class MaskedLanguageModel(keras.Model):
         )
         if "mask_positions" in features or not (training or _EVALUATING.get()):
             return self._logits(features, training)
+        if training and self.adaptive_selection is not None:
+            weights = self.adaptive_selection(token_ids)
+            weights = weights * ops.cast(features.get("selection_weights", 1.0), "float32")
+            features = {**features, "selection_weights": weights}
         mask = self.masking.mask if training else self.masking.mask_fixed
         capacity = self.masking.selection_capacity(features, training=bool(training))
         masked = mask(features, selection_length=capacity)
@@ -244,12 +281,16 @@ class MaskedLanguageModel(keras.Model):
         loss = weighted_mean(losses, weights)
         self.masked_loss.update_state(loss, sample_weight=total)
         self.perplexity.update_state(loss, sample_weight=total)
-        accuracy = weighted_mean(hits(logits, labels), weights)
-        self.masked_accuracy.update_state(accuracy, sample_weight=total)
+        right = hits(logits, labels)
+        self.masked_accuracy.update_state(weighted_mean(right, weights), sample_weight=total)
         if masked_here or (isinstance(x, dict) and "mask_positions" in x):
             masked = y_pred if masked_here else {**x, "mask_weights": weights}
             share, selectable = self._selection_rate(masked)
             self.selection_rate.update_state(share, sample_weight=selectable)
+            if self.detailed_metrics:
+                self._update_details(masked, labels, losses, right, weights)
+        if masked_here and training and self.adaptive_selection is not None:
+            self.adaptive_selection.update(labels, losses, weights)
         # Replicas' gradients are summed, so each divides by what all of them selected.
         loss = weighted_mean(losses, weights, sum_over_replicas(total))
         return loss + sum(ops.sum(extra) for extra in self.losses)
@@ -270,6 +311,19 @@ class MaskedLanguageModel(keras.Model):
         selected = ops.sum(ops.cast(real, "float32"))
         selectable = selected + ops.sum(left) - ops.sum(ops.where(real, left_at_selected, 0.0))
         return ops.divide_no_nan(selected, selectable), selectable
+
+    def _update_details(self, masked, labels, losses, right, weights):
+        real = masked["mask_weights"] > 0
+        self.details["empty_rows"].update_state(~ops.any(real, axis=1))
+        shown = ops.take_along_axis(masked["token_ids"], masked["mask_positions"], axis=1)
+        hidden = ops.equal(shown, self.masking.mask_token_id)
+        same = ops.equal(shown, ops.cast(labels, shown.dtype))
+        for role, theirs in zip(ROLES, (hidden, ~hidden & ~same, ~hidden & same), strict=True):
+            of_role = ops.where(theirs, weights, 0.0)
+            for what, values in (("loss", losses), ("accuracy", right)):
+                self.details[f"{role}_{what}"].update_state(
+                    weighted_mean(values, of_role), sample_weight=ops.sum(of_role)
+                )
 
     # Saving.
 
@@ -307,13 +361,15 @@ class MaskedLanguageModel(keras.Model):
             **super().get_config(),
             "encoder": keras.saving.serialize_keras_object(self.encoder),
             "masking": keras.saving.serialize_keras_object(self.masking),
+            "adaptive_selection": keras.saving.serialize_keras_object(self.adaptive_selection),
+            "detailed_metrics": self.detailed_metrics,
         }
 
     @classmethod
     def from_config(cls, config):
         parts = {
             name: keras.saving.deserialize_keras_object(config[name])
-            for name in ("encoder", "masking")
+            for name in ("encoder", "masking", "adaptive_selection")
         }
         return cls(**{**config, **parts})
 

@@ -18,7 +18,7 @@ def checked_rate(name, rate):
         require(
             0 <= first <= 1,
             f"`{name}` must be a schedule of rates in [0, 1].",
-            rate_at_step_0=first,
+            **{f"{name}(0)": first},
         )
         return rate
     if not isinstance(rate, (tuple, list)):

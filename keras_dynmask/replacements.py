@@ -10,7 +10,7 @@ from keras_dynmask.units import count_in_unit, highest_in_unit
 
 def token_shares(weights):
     """Weights as places on a line of at most 2**23; what weighs anything has one."""
-    scale = (2**23 - len(weights)) / weights.sum(dtype="float64")
+    scale = (2**23 - len(weights)) / max(weights.sum(dtype="float64"), 1e-30)
     return np.where(weights > 0, np.maximum(weights * scale, 1), 0).astype("int32")
 
 
@@ -114,22 +114,21 @@ def weight_table(name, weights, vocabulary_size):
             values = np.asarray(weights, "float32")
     except (TypeError, ValueError):
         values = np.zeros(())
-    wrong = values[~(np.isfinite(values) & (values >= 0))]
-    require(
-        values.shape == (vocabulary_size,) and wrong.size == 0 and values.any(),
-        f"`{name}` must hold a finite number >= 0 for each of {vocabulary_size} ids, not all 0.",
-        shape=values.shape,
-        wrong=wrong[:3].tolist(),
+    expected = (
+        f"`{name}` must hold a finite number >= 0 for each of {vocabulary_size} ids, not all 0."
     )
+    require(values.shape == (vocabulary_size,), expected, shape=values.shape)
+    wrong = values[~(np.isfinite(values) & (values >= 0))]
+    require(wrong.size == 0 and values.any(), expected, **{name: wrong[:3].tolist() or "all 0"})
     return values
 
 
 def word_list(name, words, vocabulary_size):
     """Words as tuples of ids, checked."""
-    given = list(words)
+    given = list(words) if np.iterable(words) else []
     require(
         given and all(np.ndim(word) == 1 and len(word) for word in given),
         f"`{name}` must be words, each a list of ids.",
-        **{name: given[:3]},
+        **{name: given[:3] or words},
     )
     return tuple(token_ids_below(name, word, vocabulary_size) for word in given)

@@ -14,11 +14,14 @@ import keras
 import numpy as np
 
 from keras_dynmask import text
+from keras_dynmask.adaptive import AdaptiveSelection
 from keras_dynmask.encoder import TransformerEncoder
 from keras_dynmask.errors import require, whole
 from keras_dynmask.filling import masked_example
 from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.model import MaskedLanguageModel
+
+MASKING = ("dynamic", "static", "adaptive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,9 @@ class Recipe:
     """Everything that decides a run. The defaults suit the embedded corpus and two cores."""
 
     corpus: tuple = ()  # files or glob patterns; none: the embedded corpus
-    masking: str = "dynamic"  # or "static": each row keeps the mask of its first epoch
+    # Or "static": each row keeps the mask of its first epoch; or "adaptive": rather
+    # what the model does not know yet.
+    masking: str = "dynamic"
     mask_selection_rate: float = 0.15  # Devlin et al. 2019
     mean_span_length: float = 1.0
     whole_words: bool = False
@@ -48,8 +53,8 @@ class Recipe:
     def __post_init__(self):
         object.__setattr__(self, "corpus", tuple(str(pattern) for pattern in self.corpus))
         require(
-            self.masking in ("dynamic", "static"),
-            "`masking` must be 'dynamic' or 'static'.",
+            self.masking in MASKING,
+            f"`masking` must be one of {', '.join(MASKING)}.",
             masking=self.masking,
         )
         for name in ("length", "batch_size", "epochs", "num_layers", "num_heads"):
@@ -93,7 +98,8 @@ class Recipe:
             continuation_token_ids=text.continuation_ids(tokenizer) if self.whole_words else None,
             seed=self.seed,
         )
-        model = MaskedLanguageModel(encoder, masking)
+        adaptive = AdaptiveSelection(vocabulary_size) if self.masking == "adaptive" else None
+        model = MaskedLanguageModel(encoder, masking, adaptive_selection=adaptive)
         warmup = math.ceil(self.warmup_share * steps)
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0, max(1, steps - warmup), warmup_target=self.learning_rate, warmup_steps=warmup
@@ -326,7 +332,7 @@ def _train(recipe, partial, output, announce, live):
     unigram_loss = text.unigram_loss(
         rows, held_out_rows, tokenizer.get_vocab_size(), text.special_ids(tokenizer)
     )
-    data = rows if recipe.masking == "dynamic" else masked_once(model.masking, rows)
+    data = masked_once(model.masking, rows) if recipe.masking == "static" else rows
     model.fit(
         ShuffledRows(data, recipe.batch_size, recipe.seed, epoch),
         validation_data=(held_out_rows,),

@@ -3,12 +3,15 @@
 import inspect
 import json
 import re
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import ops
+from keras.optimizers.schedules import CosineDecay, PiecewiseConstantDecay, PolynomialDecay
 
 from keras_dynmask import DynamicMasking
 
@@ -364,13 +367,68 @@ def test_a_layer_from_the_config_masks_alike():
     assert all(np.array_equal(masked[name], again[name]) for name in masked)
 
 
+EVERY_KIND = {
+    "units": EVERY_ARGUMENT,
+    "weights": {
+        "vocabulary_size": 50,
+        "mask_selection_rate": CosineDecay(0.3, 10, alpha=0.5),
+        "mask_token_id": 3,
+        "at_least_one": True,
+        "evaluation_rate": PolynomialDecay(0.15, 10, 0.1),
+        "selection_weights": (np.arange(50) / 7).tolist(),
+        "seed": 4,
+        "name": "weighing",
+    },
+    "documents": {
+        "vocabulary_size": 50,
+        "mask_selection_rate": PiecewiseConstantDecay([2, 4], [0.1, 0.2, 0.3]),
+        "mask_token_id": 3,
+        "at_least_one": True,
+        "count_per_document": True,
+        "seed": 5,
+        "name": "counting",
+    },
+}
+
+
+@pytest.mark.slow
+def test_every_kind_of_argument_survives_a_file_into_a_fresh_process(tmp_path):
+    """And goes on with the same masks, with Keras' safe mode on."""
+    ids = IDS % 50
+    inputs = {"token_ids": ids, "segment_ids": np.repeat([[1, 2]], 8, axis=1) + np.zeros_like(ids)}
+    expected = {}
+    for kind, arguments in EVERY_KIND.items():
+        tensors = {name: keras.Input((16,), dtype="int32", name=name) for name in inputs}
+        model = keras.Model(tensors, DynamicMasking(**arguments)(tensors))
+        model(inputs, training=True)
+        model.save(tmp_path / f"{kind}.keras")
+        masked = model(inputs, training=True)
+        expected[kind] = [masked[name].numpy().tolist() for name in ("token_ids", "mask_weights")]
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    script = """
+import json, sys
+import keras, numpy, keras_dynmask
+inputs = dict(numpy.load(sys.argv[1] + "/inputs.npz"))
+found = {}
+for kind in sys.argv[2:]:
+    model = keras.models.load_model(f"{sys.argv[1]}/{kind}.keras", safe_mode=True)
+    masked = model(inputs, training=True)
+    found[kind] = [masked[name].numpy().tolist() for name in ("token_ids", "mask_weights")]
+print(json.dumps(found))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path), *EVERY_KIND]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert json.loads(run.stdout) == expected
+
+
 def test_a_drawn_seed_is_held():
     masking = layer(seed=None)
     assert np.array_equal(hidden(masking(IDS)), hidden(layer(seed=masking.seed)(IDS)))
 
 
 def test_a_schedule_sets_the_rate_of_each_step_and_survives_saving(tmp_path):
-    falling = keras.optimizers.schedules.PolynomialDecay(1.0, 4, 0.0)
+    falling = PolynomialDecay(1.0, 4, 0.0)
     model = in_a_model(layer(mask_selection_rate=falling))
     counts = [(model(IDS, training=True).numpy() == MASK).sum(axis=1) for _ in range(3)]
     model = reload_by_model_file(model, tmp_path)
@@ -379,7 +437,7 @@ def test_a_schedule_sets_the_rate_of_each_step_and_survives_saving(tmp_path):
 
 
 def test_a_schedule_is_clipped_and_stands_at_its_first_step_in_evaluation():
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0, 1, 2], [1.0, 1.5, -0.5, 0.5])
+    schedule = PiecewiseConstantDecay([0, 1, 2], [1.0, 1.5, -0.5, 0.5])
     masking = layer(mask_selection_rate=schedule)
     assert hidden(masking(IDS, step=1)).all()
     assert not hidden(masking(IDS, step=2)).any()
@@ -459,7 +517,41 @@ def test_datasets_are_masked_like_keras_hub(ragged):
 
 # Errors: the argument, what was expected, what was received
 
+ALL_WEIGHTS = [1.0] * 100
+SWAPS = {"mask_token_rate": 0.8, "random_token_rate": 0.1}
+
 BAD_ARGUMENTS = [
+    ({"mask_selection_rate": PolynomialDecay(1.5, 10, 0.1)}, "`mask_selection_rate` .* a schedule"),
+    ({"evaluation_rate": 1.5}, r"`evaluation_rate` must be a number, in \[0, 1\]"),
+    ({"evaluation_rate": (0.5, 0.1)}, "`evaluation_rate` .* low <= high"),
+    ({"at_least_one": 1}, "`at_least_one` must be True or False"),
+    ({"at_least_one": True, "inverse_rate_weights": True, "mean_span_length": 2},
+     "`at_least_one` must be False with `inverse_rate_weights`"),
+    ({"at_least_one": True, "inverse_rate_weights": True, "exact_count": False},
+     "`at_least_one` must be False with `inverse_rate_weights`"),
+    ({"count_per_document": "yes"}, "`count_per_document` must be True or False"),
+    ({"count_per_document": True, "exact_count": False}, "`count_per_document` must be False"),
+    ({"selection_weights": [1.0] * 99}, "`selection_weights` .* for each of 100 ids"),
+    ({"selection_weights": [ALL_WEIGHTS]}, "`selection_weights` .* for each of 100 ids"),
+    ({"selection_weights": "rare"}, "`selection_weights` .* for each of 100 ids"),
+    ({"selection_weights": [-1.0] * 100}, "`selection_weights` must hold a finite number >= 0"),
+    ({"selection_weights": [float("nan")] * 100}, "`selection_weights` must hold a finite"),
+    ({"selection_weights": [1e39] * 100}, "`selection_weights` must hold a finite"),
+    ({"selection_weights": [0] * 100}, "`selection_weights` .* not all 0"),
+    ({"selection_weights": ALL_WEIGHTS, "inverse_rate_weights": True},
+     "`inverse_rate_weights` must be False with `selection_weights`"),
+    ({"random_token_weights": [1.0]}, "`random_token_weights` .* for each of 100 ids"),
+    ({"random_token_weights": [1.0] + [0.0] * 99} | SWAPS, "`random_token_rate` must be 0 unless"),
+    ({"random_token_weights": [0.0] * 99 + [1.0], "random_excludes_original": True} | SWAPS,
+     "`random_token_rate` must be 0 unless at least 2 ids"),
+    ({"random_excludes_original": None}, "`random_excludes_original` must be True or False"),
+    ({"corrupt_whole_units": None}, "`corrupt_whole_units` must be True or False"),
+    ({"random_words": [[5]]}, "`corrupt_whole_units` must be True with `random_words`"),
+    ({"random_words": [5], "corrupt_whole_units": True}, "`random_words` must be words"),
+    ({"random_words": [], "corrupt_whole_units": True}, "`random_words` must be words"),
+    ({"random_words": 5, "corrupt_whole_units": True}, "`random_words` must be words"),
+    ({"random_words": [[100]], "corrupt_whole_units": True}, "`random_words` must be a list of id"),
+    ({"random_words": [[0]], "corrupt_whole_units": True}, "`random_words` must hold neither"),
     ({"inverse_rate_weights": "yes"}, "`inverse_rate_weights` must be True or False"),
     ({"vocabulary_size": 0}, "`vocabulary_size` must be a whole number, at least 1"),
     ({"vocabulary_size": 10.0}, "`vocabulary_size` must be a whole number"),
@@ -503,11 +595,30 @@ BAD_ARGUMENTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS, ids=str)
+@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS, ids=lambda case: str(case)[:60])
 def test_a_bad_argument_is_named_with_what_was_received(arguments, message):
     with pytest.raises(ValueError, match=f"{message}.* Received: ") as error:
         layer(**arguments)
-    assert f"Received: {re.findall('`(.*?)`', str(error.value))[0]}=" in str(error.value)
+    named = re.findall("`(.*?)`", str(error.value))[0]
+    assert re.search(rf"Received: ({named}(\(0\))?|shape)=", str(error.value))
+
+
+def test_what_does_not_go_together_in_a_call_is_named():
+    with pytest.raises(ValueError, match=r"`inputs` must hold `segment_ids`.*keys=\['token_ids'\]"):
+        layer(count_per_document=True)(IDS)
+    inputs = {"token_ids": IDS, "selection_weights": np.ones(IDS.shape)}
+    with pytest.raises(ValueError, match="`inverse_rate_weights` must be False with"):
+        layer(inverse_rate_weights=True)(inputs)
+
+
+def test_in_a_graph_bad_weights_count_as_nothing_and_infinity_as_much():
+    weights = np.ones(IDS.shape, "float32")
+    weights[:, 1:4] = [-1.0, np.nan, np.inf]
+    masking = layer(mask_selection_rate=0.125)
+    call = tf.function(lambda inputs: masking(inputs, step=1))
+    selected = call({"token_ids": IDS, "selection_weights": weights})["mask_weights"].numpy() > 0
+    assert (selected.sum(axis=1) == 2).all()
+    assert not selected[:, 1:3].any() and selected[:, 3].all()
 
 
 BAD_CALLS = [
@@ -527,6 +638,9 @@ BAD_CALLS = [
     ({"token_ids": [[5, 6]], "selectable": [1, 1]}, {}, "`selectable` must have the shape"),
     ({"token_ids": [[5, 6]], "begins": [[1] * 3]}, {}, "`begins` must have the shape"),
     ({"token_ids": [[5]], "selection_weights": [[1.0, 2.0]]}, {}, "`selection_weights` must have"),
+    ({"token_ids": [[5]], "selection_weights": [[-1.0]]}, {}, "`selection_weights` must be finite"),
+    ({"token_ids": [[5]], "selection_weights": [[np.nan]]}, {}, "`selection_weights` must be fin"),
+    ({"token_ids": [[5]], "segment_ids": [[1, 2]]}, {}, "`segment_ids` must have the shape"),
     ({"token_ids": [[5]], "row_ids": [1, 2]}, {}, "`row_ids` must have the shape"),
     ({"token_ids": [[5]], "row_ids": [0.5]}, {}, "`row_ids` must be integers"),
     ({"token_ids": [[5], [6, 7]], "padding_mask": [[1, 1], [1]]}, {}, "`padding_mask`"),

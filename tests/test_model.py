@@ -105,6 +105,55 @@ def test_the_selection_rate_is_measured(dials):
     assert 0.15 < rate < 0.25
 
 
+@pytest.mark.parametrize("masked_by", ["model", "dataset"])
+def test_details_are_those_of_the_hidden_the_swapped_and_the_kept(masked_by):
+    masking = DynamicMasking(
+        VOCABULARY, 0.5, MASK, 12, mask_token_rate=0.4, random_token_rate=0.4, seed=9
+    )
+    keras.utils.set_random_seed(3)
+    encoder = TransformerEncoder(VOCABULARY, 1, 2, 16, 24, dropout=0.0)
+    model = MaskedLanguageModel(encoder, masking, detailed_metrics=True)
+    model.compile("adam")
+    ids = rows(64)
+    ids[:16] = 0  # nothing to select
+    masked = masking.mask_fixed({"token_ids": ops.convert_to_tensor(ids)}, 12)
+    data = tf.data.Dataset.from_tensors(ids)
+    if masked_by == "dataset":
+        x = {name: masked[name] for name in ("token_ids", "mask_positions")}
+        x["padding_mask"] = ids != 0
+        data = tf.data.Dataset.from_tensors((x, masked["mask_ids"], masked["mask_weights"]))
+    got = model.evaluate(data, verbose=0, return_dict=True)
+    assert got["empty_rows"] == pytest.approx(0.25)
+
+    logits = numpy(model(numpy(masked["token_ids"]))).astype("float64")
+    losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, ids[..., None], -1)[..., 0]
+    selected = np.zeros(ids.shape, bool)
+    real = numpy(masked["mask_weights"]) > 0
+    selected[np.nonzero(real)[0], numpy(masked["mask_positions"])[real]] = True
+    shown = numpy(masked["token_ids"])
+    for role, theirs in {
+        "hidden": selected & (shown == MASK),
+        "swapped": selected & (shown != MASK) & (shown != ids),
+        "kept": selected & (shown == ids),
+    }.items():
+        assert theirs.sum() > 50
+        hits = logits.argmax(-1) == ids
+        assert got[f"{role}_loss"] == pytest.approx(losses[theirs].mean(), rel=1e-4)
+        assert got[f"{role}_accuracy"] == pytest.approx(hits[theirs].mean(), abs=1e-6)
+
+
+def test_details_are_reset_saved_and_left_out(tmp_path):
+    model, history = fitted()
+    assert not any("hidden" in name for name in history)
+    detailed = MaskedLanguageModel(model.encoder, model.masking, detailed_metrics=True)
+    detailed.compile("adam")
+    detailed.fit(rows(), verbose=0)
+    first, second = (detailed.evaluate(rows(), verbose=0, return_dict=True) for _ in range(2))
+    assert first == second and "kept_accuracy" in first
+    detailed.save(tmp_path / "model.keras")
+    assert keras.models.load_model(tmp_path / "model.keras").detailed_metrics
+
+
 def test_evaluation_does_not_depend_on_order_batches_or_padding():
     model, _ = fitted()
     ids = rows(50)
