@@ -8,7 +8,7 @@ import pathlib
 import sys
 
 from keras_dynmask.errors import need_extra, require, whole
-from keras_dynmask.training import Recipe
+from keras_dynmask.training import MASKING, Recipe
 
 DESCRIPTION = "Dynamic masking for masked language modelling: pretrain, look, fill, export."
 EXAMPLES = """examples:
@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   keras-dynmask pretrain --resume --output books      go on after an interruption
   keras-dynmask fill-mask books "the [MASK] said nothing"
   keras-dynmask preview --rate 0.3 --span 3           one sentence at five steps
+  keras-dynmask preview --rate 0.3:0.15 --set at_least_one=true --output masks.png
   keras-dynmask export books --output serving/books
 """
 
@@ -86,41 +87,38 @@ def fill(directory, sentence, top):
     _print_guesses(fill_mask(model, tokenizer, sentence, whole("top", top, 1)))
 
 
-def show(sentence, model, rate, span, whole_words, independent, steps, seed):
-    need_extra("text", "tokenizers", "rich")
-    from rich.console import Console
+def show(sentences, model, rate, span, whole_words, independent, settings, steps, seed, output):
+    need_extra("text", "tokenizers", "rich", "matplotlib")
+    from keras_dynmask import preview, text, training
 
-    from keras_dynmask import preview, text
-    from keras_dynmask.masking import DynamicMasking
-
-    sentence = sentence or preview.EXAMPLE
+    whole("steps", steps, 1)
+    path = preview.checked_output(output) if output else None
     require(
         model or not whole_words,
         "`whole_words` needs the tokenizer of a trained directory: --model DIR.",
         whole_words=whole_words,
     )
+    sentences = sentences or [preview.EXAMPLE]
     continuations = None
     if model:
         tokenizer = text.load_tokenizer(pathlib.Path(model) / "tokenizer.json")
         splitter = preview.Pieces(tokenizer)
         continuations = text.continuation_ids(tokenizer) if whole_words else None
     else:
-        splitter = preview.Words(sentence)
-    masking = DynamicMasking(
-        len(splitter.tokens),
-        rate,
-        text.SPECIAL_TOKENS.index(text.MASK),
-        unselectable_token_ids=range(len(text.SPECIAL_TOKENS)),
-        exact_count=not independent,
-        mean_span_length=span,
-        continuation_token_ids=continuations,
-        seed=seed,
-    )
-    console = Console(highlight=False)
-    for line in preview.preview(masking, splitter, sentence, whole("steps", steps, 1)):
-        console.print(line)
-    console.print()
-    console.print(preview.legend())
+        splitter = preview.Words(sentences)
+    flags = {
+        "mask_selection_rate": preview.rate_of(rate, steps),
+        "mean_span_length": span,
+        "continuation_token_ids": continuations,
+        "exact_count": not independent,
+        "seed": seed,
+    }
+    masking = preview.masking_of(splitter, **flags | preview.settings_of(settings, splitter))
+    lines = preview.preview(masking, splitter, sentences, steps)
+    if path:
+        with training.replacing(path) as unfinished:
+            preview.write(lines, unfinished)
+    preview.show(lines)
 
 
 def export(directory, output):
@@ -183,14 +181,34 @@ def _parser():
         "show one text at several steps: hidden, swapped and kept tokens",
         "preview --rate 0.3 --span 3",
     )
-    sub.add_argument("sentence", nargs="?", help="text to mask")
+    sub.add_argument(
+        "sentences",
+        nargs="*",
+        metavar="SENTENCE",
+        help="text to mask; several are documents, packed in one row",
+    )
     sub.add_argument("--model", metavar="DIR", help="use the tokenizer of this directory")
-    sub.add_argument("--rate", type=float, default=0.15, help="share selected (%(default)s)")
+    sub.add_argument(
+        "--rate",
+        default="0.15",
+        help="share selected: 0.15; LOW,HIGH: drawn anew for each step; "
+        "FIRST:LAST: from the first step to the last (%(default)s)",
+    )
     sub.add_argument("--span", type=float, default=1.0, help="mean span length (%(default)s)")
     sub.add_argument("--whole-words", action="store_true", help="never split a word")
     sub.add_argument("--independent", action="store_true", help="independent draws, no count")
+    sub.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any argument of DynamicMasking, as JSON, where a token stands for its id; "
+        "goes before the flags, and may be given again",
+    )
     sub.add_argument("--steps", type=int, default=5, help="how many masks (%(default)s)")
     sub.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    sub.add_argument("--output", metavar="FILE", help="a .png or .html to write, too")
 
     sub = command(
         "export",
@@ -216,8 +234,9 @@ def _add_recipe_options(group):
         metavar="FILE",
         help="text files or glob patterns (the Python language reference)",
     )
-    kinds = {"metavar": "KIND", "choices": ("dynamic", "static")}
-    option("--masking", "masking", "dynamic, or static: one mask for good", **kinds)
+    kinds = {"metavar": "KIND", "choices": MASKING}
+    which = "dynamic; static: one mask for good; adaptive: rather what is not known yet"
+    option("--masking", "masking", which, **kinds)
     option("--rate", "mask_selection_rate", "share of the tokens selected", type=float)
     option("--span", "mean_span_length", "mean length of what is masked together", type=float)
     option("--whole-words", "whole_words", "never split a word", action="store_true")

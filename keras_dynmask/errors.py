@@ -57,15 +57,13 @@ def flag(name, value):
 
 def token_ids_below(name, values, vocabulary_size):
     """`values` as a tuple of ints in [0, vocabulary_size)."""
+    expected = f"`{name}` must be a list of ids in [0, {vocabulary_size - 1}]."
     try:
         ids = tuple(operator.index(value) for value in values)
     except TypeError:
-        ids = (-1,)
-    require(
-        all(0 <= index < vocabulary_size for index in ids),
-        f"`{name}` must be a list of ids in [0, {vocabulary_size - 1}].",
-        **{name: values},
-    )
+        raise ValueError(f"{expected} Received: {name}={values!r}") from None
+    outside = [index for index in ids if not 0 <= index < vocabulary_size]
+    require(not outside, expected, **{name: outside[:3]})
     return ids
 
 

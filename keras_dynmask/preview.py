@@ -1,34 +1,69 @@
-"""One text under several masks, coloured by what became of each token."""
+"""One text under several masks, in a terminal, on a page or in a picture."""
 
+import inspect
+import io
+import json
+import pathlib
 import re
+from typing import NamedTuple
 
+import keras
 import numpy as np
 from keras import ops
+from rich.console import Console
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from keras_dynmask import text
+from keras_dynmask.errors import require
+from keras_dynmask.masking import DynamicMasking
+from keras_dynmask.picture import picture
 
 EXAMPLE = (
     "A fresh mask at every step: the model never sees the same gaps twice, so it can not learn "
     "them by heart and has to learn the language."
 )
-HIDDEN, SWAPPED, KEPT = "bold red", "bold yellow", "bold green"
+# The text itself says how many ids there are.
+DIALS = list(inspect.signature(DynamicMasking).parameters)[1:-1]
+BY_TOKEN = ("selection_weights", "random_token_weights")
+
+
+class Fate(NamedTuple):
+    """What became of a token. Its mark says so where there are no colours."""
+
+    mark: str
+    style: str  # in a terminal
+    fill: str  # in a picture
+    ink: str
+    meaning: str
+
+
+UNTOUCHED = Fate("{}", "", "#ececec", "#222222", "not selected")
+HIDDEN = Fate("[MASK]", "bold red", "#1f3a5f", "white", "hidden")
+SWAPPED = Fate("*{}*", "bold yellow", "#e9973a", "black", "swapped for another")
+KEPT = Fate("_{}_", "bold green", "#7cc08a", "black", "kept, and predicted too")
+LEGEND = [(fate.mark.format("word"), fate) for fate in (HIDDEN, SWAPPED, KEPT)]
+
+
+class Line(NamedTuple):
+    """The text under one mask."""
+
+    title: str
+    tokens: list[tuple[str, Fate]]  # as shown to the model, marked
+    tally: str  # "4 of 27, 15%"
 
 
 class Words:
     """Splits text into words, for previews without a trained tokenizer."""
 
-    def __init__(self, sentence):
+    def __init__(self, sentences):
         words = set(re.findall(r"[a-z]{3,}", " ".join(text.embedded_corpus()).lower()))
-        words |= set(self._split(sentence))
+        words.update(*map(self._split, sentences))
         self.tokens = [*text.SPECIAL_TOKENS, *sorted(words)]
         self.ids = {token: index for index, token in enumerate(self.tokens)}
 
     def encode(self, sentence):
         return [self.ids[word] for word in self._split(sentence)]
-
-    def token(self, index):
-        return self.tokens[index]
 
     @staticmethod
     def _split(sentence):
@@ -40,47 +75,196 @@ class Pieces:
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
-        self.tokens = range(tokenizer.get_vocab_size())
+        self.ids = tokenizer.get_vocab()
+        self.tokens = sorted(self.ids, key=self.ids.get)
 
     def encode(self, sentence):
         return self.tokenizer.encode(sentence).ids
 
-    def token(self, index):
-        return self.tokenizer.id_to_token(index)
 
+def rate_of(written, steps):
+    """A rate as it is written: `0.15`, `0.1,0.5` for a pair, `0.3:0.15` for a schedule.
 
-def preview(masking, splitter, sentence, steps):
-    """A `rich.text.Text` per step: the sentence as the model would be shown it.
-
-    Hidden tokens read `[MASK]`, swapped ones stand between stars, kept ones between
-    underscores, so that nothing is lost without colours.
+    The schedule goes in a straight line from the first of the steps to the last.
     """
-    ids = np.array(splitter.encode(sentence), "int32")
-    return [_shown(masking, splitter, ids, step) for step in range(steps)]
+    try:
+        rates = [float(rate) for rate in re.split("[,:]", written)]
+    except ValueError:
+        rates = []
+    require(
+        len(rates) in (1, 2) and all(0 <= rate <= 1 for rate in rates),
+        "`--rate` must be a number in [0, 1], or two: LOW,HIGH or FIRST:LAST.",
+        rate=written,
+    )
+    if ":" in written:
+        first, last = rates
+        return keras.optimizers.schedules.PolynomialDecay(first, max(1, steps - 1), last)
+    return rates[0] if len(rates) == 1 else tuple(rates)
 
 
-def legend():
-    return Text.assemble(
-        ("[MASK]", HIDDEN), " hidden   ", ("*word*", SWAPPED), " swapped for another   ",
-        ("_word_", KEPT), " kept, and predicted too",
-    )  # fmt: skip
+def settings_of(assignments, splitter):
+    """Arguments of `DynamicMasking` from strings `NAME=JSON`.
+
+    Tokens stand for their ids, and an object `{token: weight}` for a weight of every
+    id: 1 where it names none.
+    """
+    settings = {}
+    for assignment in assignments:
+        name, _, written = assignment.partition("=")
+        require(
+            name in DIALS, f"`--set NAME=VALUE` must name one of: {', '.join(DIALS)}.", NAME=name
+        )
+        try:
+            value = json.loads(written)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f'`--set {name}` must be JSON: 0.5, true, [1, 2], "word". Received: {written}'
+            ) from error
+        if name in BY_TOKEN and isinstance(value, dict):
+            unknown = [token for token in value if token not in splitter.ids]
+            require(not unknown, f"`{name}` must name tokens of the vocabulary.", unknown=unknown)
+            value = [value.get(token, 1) for token in splitter.tokens]
+        settings[name] = _in_ids(value, splitter.ids)
+    return settings
 
 
-def _shown(masking, splitter, ids, step):
-    masked = masking(ids, training=True, step=step)
-    shown = ops.convert_to_numpy(masked["token_ids"])
-    selected = ops.convert_to_numpy(masked["mask_weights"]) > 0
-    line = Text(f"step {step} ", style="dim")
-    for original, seen, chosen in zip(ids, shown, selected, strict=True):
-        word = splitter.token(int(seen))
-        glued = word.startswith("##") or re.fullmatch(r"[.,:;!?]", word)
-        line.append("" if glued else " ")
-        if not chosen:
-            line.append(word.removeprefix("##"), style="default not dim")
-        elif seen == masking.mask_token_id:
-            line.append(text.MASK, style=f"{HIDDEN} not dim")
-        elif seen != original:
-            line.append(f"*{word}*", style=f"{SWAPPED} not dim")
-        else:
-            line.append(f"_{word}_", style=f"{KEPT} not dim")
-    return line
+def masking_of(splitter, **arguments):
+    """A `DynamicMasking` for the tokens of a splitter."""
+    special = {
+        "mask_token_id": splitter.ids[text.MASK],
+        "unselectable_token_ids": [splitter.ids[token] for token in text.SPECIAL_TOKENS],
+    }
+    try:
+        return DynamicMasking(len(splitter.tokens), **{**special, **arguments})
+    except TypeError as error:  # JSON of another shape than anybody thought of
+        raise ValueError(f"`--set` must be what `DynamicMasking` takes. {error}") from error
+
+
+def preview(masking, splitter, sentences, steps):
+    """The sentences as the model would be shown them: a `Line` per step.
+
+    Several are packed in one row, with a separator after each and a segment id of its
+    own. Where `masking` has an `evaluation_rate`, a last line shows the fixed mask.
+    """
+    rows = [splitter.encode(sentence) for sentence in sentences]
+    require(all(rows), "`sentence` must hold a word.", sentences=sentences)
+    if len(rows) > 1:
+        rows = [[*row, splitter.ids[text.SEPARATOR]] for row in rows]
+    ids = np.concatenate(rows)
+    segments = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    row = {"token_ids": ids, "segment_ids": segments}
+    row = {name: ops.convert_to_tensor(value[None], "int32") for name, value in row.items()}
+    selectable = ops.convert_to_numpy(masking.selectable(row))[0]
+
+    def line(title, masked):
+        masked = {name: ops.convert_to_numpy(value)[0] for name, value in masked.items()}
+        # With K given: positions padded with 0, where they weigh 0.
+        positions = masked.get("mask_positions", np.arange(len(ids)))
+        weights = np.bincount(positions, masked["mask_weights"], minlength=len(ids))
+        tokens = []
+        for seen, original, weight in zip(masked["token_ids"], ids, weights, strict=True):
+            fate = _fate(seen, original, weight > 0, masking.mask_token_id)
+            tokens.append((fate.mark.format(splitter.tokens[seen]), fate))
+        return Line(title, tokens, _tally(weights, selectable, segments))
+
+    lines = [line(f"step {step}", masking(row, True, step)) for step in range(steps)]
+    if masking.evaluation_rate is not None:
+        lines.append(line("evaluate", masking.mask_fixed(row, masking.mask_selection_length)))
+    return lines
+
+
+def show(lines, console=None):
+    """Prints the lines and the legend; where nobody looks, each on a line of its own."""
+    console = console or Console(highlight=False)
+    legend = [Text.assemble((word, fate.style), f" {fate.meaning}") for word, fate in LEGEND]
+    for row in [*map(_assembled, lines), Text(), Text("   ").join(legend)]:
+        console.print(row, soft_wrap=not console.is_terminal)
+
+
+def checked_output(output):
+    """The path of a file that `write` can make.
+
+    Raises:
+        ValueError: where it is neither .png nor .html, or its directory is missing.
+    """
+    path = pathlib.Path(output)
+    require(path.suffix in WRITERS, "`output` must end in .png or .html.", output=str(output))
+    require(
+        path.parent.is_dir(), "`output` must lie in a directory that exists.", output=str(output)
+    )
+    return path
+
+
+def write(lines, path):
+    """The lines as a picture or a page, as the path's suffix says."""
+    WRITERS[path.suffix](lines, path)
+
+
+# Text in the colours of the reader's browser, light or dark; ours are readable on both.
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="color-scheme" content="light dark">
+<title>keras-dynmask preview</title>
+<style>
+pre {{ font: 1rem/1.8 monospace; margin: 2rem auto; max-width: 60rem; white-space: pre-wrap }}
+{stylesheet}
+</style>
+</head>
+<body><pre>{code}</pre></body>
+</html>
+"""
+GREY = (118, 118, 118)
+COLOURS = [GREY, (217, 58, 58), (42, 133, 64), (160, 108, 0)]  # grey, red, green, yellow
+
+
+def _write_page(lines, path):
+    console = Console(record=True, file=io.StringIO(), highlight=False)
+    show(lines, console)
+    theme = TerminalTheme(GREY, GREY, COLOURS)  # what is dim lies between the first two
+    path.write_text(console.export_html(theme=theme, code_format=PAGE), encoding="utf-8")
+
+
+def _write_picture(lines, path):
+    picture(lines, LEGEND).savefig(path, dpi=144)
+
+
+WRITERS = {".png": _write_picture, ".html": _write_page}
+
+
+def _fate(seen, original, is_selected, mask_token_id):
+    if not is_selected:
+        return UNTOUCHED
+    if seen == mask_token_id:
+        return HIDDEN
+    return KEPT if seen == original else SWAPPED
+
+
+def _tally(weights, selectable, segments):
+    """`4 of 27, 15%`; of two documents `1+3 of 9+18, 15%`; and the weights, if not 1."""
+    selected = weights > 0
+    numbers, totals = (
+        "+".join(f"{count:.0f}" for count in np.bincount(segments, chosen))
+        for chosen in (selected, selectable)
+    )
+    tally = f"{numbers} of {totals}, {selected.sum() / max(1, selectable.sum()):.0%}"
+    if (weights[selected] != 1).any():
+        tally += f", weight {' or '.join(f'{w:.3g}' for w in np.unique(weights[selected]))}"
+    return tally
+
+
+def _assembled(line):
+    """A line for a terminal, where untouched pieces and points touch what is before them."""
+    parts = [(line.title, "dim")]
+    for word, fate in line.tokens:
+        is_glued = fate is UNTOUCHED and re.match(r"##|[.,:;!?]$", word)
+        parts += ["" if is_glued else " ", (word.removeprefix("##"), fate.style)]
+    return Text.assemble(*parts, (f"  {line.tally}", "dim"))
+
+
+def _in_ids(value, ids):
+    """JSON with ids in place of tokens."""
+    if isinstance(value, list):
+        return [_in_ids(part, ids) for part in value]
+    return ids.get(value, value) if isinstance(value, str) else value

@@ -99,7 +99,12 @@ class Recipe:
             seed=self.seed,
         )
         adaptive = AdaptiveSelection(vocabulary_size) if self.masking == "adaptive" else None
-        model = MaskedLanguageModel(encoder, masking, adaptive_selection=adaptive)
+        model = MaskedLanguageModel(
+            encoder,
+            masking,
+            adaptive_selection=adaptive,
+            detailed_metrics=True,  # for history.csv
+        )
         warmup = math.ceil(self.warmup_share * steps)
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0, max(1, steps - warmup), warmup_target=self.learning_rate, warmup_steps=warmup

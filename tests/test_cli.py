@@ -17,6 +17,7 @@ import pytest
 import tensorflow as tf
 
 from keras_dynmask import cli, training
+from keras_dynmask import preview as previews
 
 SMALL = ["--layers", "1", "--heads", "2", "--hidden", "16", "--intermediate", "16"]
 SMALL += ["--length", "16", "--vocabulary-size", "120", "--epochs", "3", "--batch-size", "16"]
@@ -87,14 +88,68 @@ def test_fill_mask_prints_guesses(trained, capsys):
     assert all(re.fullmatch(r" +\d+\.\d%  \S+", lines[i]) for i in (1, 2, 4, 5))
 
 
-def test_preview_shows_every_fate_without_colours(trained, capsys):
-    assert cli.main(["preview", "--steps", "40", "--rate", "0.3"]) == 0
+def preview(*arguments):
+    assert cli.main(["preview", *map(str, arguments)]) == 0
+
+
+def shares(shown):
+    return [int(share) for share in re.findall(r"(\d+)%", shown)]
+
+
+def test_preview_shows_every_fate_without_colours(capsys):
+    preview("--steps", 40, "--rate", 0.3)
     shown = capsys.readouterr().out
-    assert shown.count("step ") >= 40
+    assert re.findall(r"^step (\d+) ", shown, re.MULTILINE) == [str(step) for step in range(40)]
     for mark in (r"\[MASK\]", r"\*\w+\*", r" _\w+_"):
         assert re.search(mark, shown.split("hidden")[0])
-    assert cli.main(["preview", "the dogcat sees", "--model", str(trained), "--whole-words"]) == 0
-    assert cli.main(["preview", "the cat sees", "--model", str(trained), "--span", "3"]) == 0
+    assert set(re.findall(r"(\d+) of 31, (29|32)%$", shown, re.MULTILINE)) == {
+        ("9", "29"),
+        ("10", "32"),
+    }
+
+
+def test_preview_takes_every_flag(trained, capsys):
+    preview("--seed", 1)
+    first = capsys.readouterr().out
+    preview("--seed", 2)
+    assert first != capsys.readouterr().out
+    preview("--seed", 2, "--set", "seed=1")
+    assert first == capsys.readouterr().out
+    preview("the cat sees", "the dog hears the bird", "--model", trained, "--span", 3)
+    assert re.search(r"\[SEP\].*\[SEP\]  \d\+\d of 3\+5, ", capsys.readouterr().out)
+    preview("the dogcat sees", "--model", trained, "--whole-words", "--set", "at_least_one=true")
+    assert " 0%" not in capsys.readouterr().out
+    preview("--rate", "1:0", "--steps", 3)
+    assert shares(capsys.readouterr().out)[::2] == [100, 0]
+    preview("--rate", "0.5,1", "--steps", 9)
+    drawn = shares(capsys.readouterr().out)
+    assert len(set(drawn)) > 3 and min(drawn) >= 48
+    preview("--independent", "--steps", 9)
+    assert len(set(shares(capsys.readouterr().out))) > 2
+    preview("--set", "mask_selection_length=2", "--set", "evaluation_rate=1", "--steps", 3)
+    shown = capsys.readouterr().out
+    assert shown.count("2 of 31, 6%") == 4 and "evaluate " in shown
+
+
+@pytest.mark.parametrize(
+    "suffix, begin, end", [(".png", b"\x89PNG", b"IEND\xaeB`\x82"), (".html", b"<!", b">\n")]
+)
+def test_preview_writes_whole_files_or_none(suffix, begin, end, tmp_path, monkeypatch, capsys):
+    path = tmp_path / f"masks{suffix}"
+    preview("--output", path)
+    written = path.read_bytes()
+    assert written.startswith(begin) and written.endswith(end)
+    assert "step 4" in capsys.readouterr().out
+
+    def stopped(lines, unfinished):
+        unfinished.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setitem(previews.WRITERS, suffix, stopped)
+    assert cli.main(["preview", "--output", str(path)]) == 2
+    said = capsys.readouterr()
+    assert said.err == "keras-dynmask: No space left on device\n" and said.out == ""
+    assert path.read_bytes() == written and list(tmp_path.iterdir()) == [path]
 
 
 def test_export_writes_a_saved_model_once(trained, tmp_path, capsys):
@@ -170,13 +225,30 @@ def mistakes(folder):
         "damaged": (["fill-mask", str(damaged), "a [MASK]"], "must be a whole model file"),
         "no output": (["export", str(folder / "nowhere")], "must be one that pretrain made"),
         "words": (["preview", "--whole-words"], "needs the tokenizer"),
+        "no steps": (["preview", "--steps", "0"], "`steps` must be a whole number, at least 1"),
+        "no sentence": (["preview", "one", " "], "`sentence` must hold a word"),
+        "rate shape": (["preview", "--rate", "a"], "LOW,HIGH or FIRST:LAST. Received: rate='a'"),
+        "rate pair": (["preview", "--rate", ".5,.1"], "low <= high"),
+        "no dial": (["preview", "--set", "span=3"], "must name one of: mask_selection_rate, "),
+        "no JSON": (["preview", "--set", "seed=one"], "`--set seed` must be JSON"),
+        "no flag": (["preview", "--set", "exact_count=1"], "`exact_count` must be True or False"),
+        "no token": (["preview", "--set", 'selection_weights={"zz": 1}'], "unknown=['zz']"),
+        "no schedule": (
+            ["preview", "--set", 'evaluation_rate={"class_name": "A", "config": {}}'],
+            "must be what `DynamicMasking` takes",
+        ),
+        "other suffix": (["preview", "--output", str(folder / "a.gif")], ".png or .html"),
+        "no folder": (["preview", "--output", str(folder / "no/a.png")], "a directory that exists"),
+        "no letters": (["preview", "日本", "--output", str(folder / "a.png")], "lacking=['日'"),
     }
 
 
 MISTAKES = [
     "missing corpus", "not UTF-8", "empty", "too short", "bad rate", "no rate", "bad length",
     "bad heads", "bad span", "bad dropout", "output taken", "unfinished", "resume finished",
-    "nothing to resume", "no run", "damaged", "no output", "words",
+    "nothing to resume", "no run", "damaged", "no output", "words", "no steps", "no sentence",
+    "rate shape", "rate pair", "no dial", "no JSON", "no flag", "no token", "no schedule",
+    "other suffix", "no folder", "no letters",
 ]  # fmt: skip
 
 
