@@ -11,7 +11,7 @@ from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.model import MaskedLanguageModel
 from keras_dynmask.pipeline import mask_dataset
 from keras_dynmask.sequences import apply_masking, generate_masking_sequence
-from keras_dynmask.vocabulary import wordpiece_continuations
+from keras_dynmask.vocabulary import continuation_ids, word_begins, words_of
 
 __all__ = [
     "AdaptiveSelection",
@@ -19,7 +19,9 @@ __all__ = [
     "MaskedLanguageModel",
     "TransformerEncoder",
     "apply_masking",
+    "continuation_ids",
     "generate_masking_sequence",
     "mask_dataset",
-    "wordpiece_continuations",
+    "word_begins",
+    "words_of",
 ]

@@ -24,8 +24,9 @@ class AdaptiveSelection(keras.layers.Layer):
     less than the floor. The average is a weight of the layer: it is saved with the model,
     and equal on every replica.
 
-    Measure before you rely on it: the loss is estimated where the mask falls, so what is
-    asked less often is also known less well. `benchmarks/adaptive_selection.py` compares.
+    Measure before you rely on it. On the embedded corpus it does not help: after 40 epochs
+    the held-out loss under uniform masks is the same, the accuracy a point lower (three
+    seeds, `benchmarks/adaptive_selection.py`).
 
     Args:
         vocabulary_size: int, as in the masking.

@@ -9,6 +9,7 @@ import sys
 
 from keras_dynmask.errors import need_extra, require, whole
 from keras_dynmask.training import MASKING, Recipe
+from keras_dynmask.vocabulary import continuation_ids
 
 DESCRIPTION = "Dynamic masking for masked language modelling: pretrain, look, fill, export."
 EXAMPLES = """examples:
@@ -103,7 +104,7 @@ def show(sentences, model, rate, span, whole_words, independent, settings, steps
     if model:
         tokenizer = text.load_tokenizer(pathlib.Path(model) / "tokenizer.json")
         splitter = preview.Pieces(tokenizer)
-        continuations = text.continuation_ids(tokenizer) if whole_words else None
+        continuations = continuation_ids(tokenizer) if whole_words else None
     else:
         splitter = preview.Words(sentences)
     flags = {

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_dynmask import text
 from keras_dynmask.errors import require
+from keras_dynmask.vocabulary import continuation_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ def masked_example(tokenizer, rows):
     Returns:
         The passage with `[MASK]`, and the word that stood there.
     """
-    pieces = set(text.continuation_ids(tokenizer))
+    pieces = set(continuation_ids(tokenizer))
 
     def words(row):
         """Places of whole words."""

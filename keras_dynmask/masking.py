@@ -130,10 +130,11 @@ class DynamicMasking(keras.layers.Layer):
         selection_weights: None, or a number >= 0 for every id: units are drawn
             one after the other, without replacement, each in proportion to what it
             weighs among those that are left. A longer unit weighs as much as its
-            heaviest token. With `exact_count=False` a unit of weight w is selected
+            heaviest token; the last drawn is kept with probability room / length, so that
+            the mean count is exact. With `exact_count=False` a unit of weight w is selected
             with probability 1 - (1 - rate)**w.
         random_token_weights: None for a uniform draw, or a number >= 0 for every id:
-            random tokens are drawn in proportion (their frequency in a corpus, say).
+            random tokens are drawn in proportion (`np.bincount` of a corpus, say).
             Below 2**-23 of the total, a weight counts as that.
         random_excludes_original: bool. True never swaps a token for itself.
         corrupt_whole_units: bool. True hides, swaps or keeps a unit as a whole (Joshi
@@ -156,9 +157,9 @@ class DynamicMasking(keras.layers.Layer):
             `tf.RaggedTensor` outside compiled models), or a dict of `token_ids`
             and, optionally, of the same shape: `padding_mask` (True or 1 = a real
             token), `selectable` (False = never select), `selection_weights` (>= 0;
-            they multiply the constructor's), `begins` (True = a unit begins
-            here, in place of `continuation_token_ids`), `segment_ids` (ints: no unit
-            crosses from one document to the next, where the id changes); and
+            they multiply the constructor's), `begins` (True = a unit begins here, in
+            place of `continuation_token_ids`; see `word_begins`), `segment_ids` (ints: no
+            unit crosses from one document to the next, where the id changes); and
             `row_ids` `[batch]` (ints: whose noise a row takes, in place of its number
             in the batch). Other keys pass through. Weights that are negative or not
             finite are refused in eager mode; in a graph they count as 0, infinity as

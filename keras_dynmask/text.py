@@ -10,7 +10,6 @@ import pathlib
 import numpy as np
 
 from keras_dynmask.errors import require
-from keras_dynmask.vocabulary import wordpiece_continuations
 
 PADDING, UNKNOWN, SEPARATOR, MASK = "[PAD]", "[UNK]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = (PADDING, UNKNOWN, SEPARATOR, MASK)  # ids 0 to 3
@@ -119,11 +118,6 @@ def load_tokenizer(path):
 def special_ids(tokenizer):
     """The ids that are never masked and never swapped in."""
     return [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
-
-
-def continuation_ids(tokenizer):
-    """The ids of the pieces that continue a word."""
-    return wordpiece_continuations(tokenizer.get_vocab())
 
 
 def pack(tokenizer, documents, length):

@@ -20,6 +20,7 @@ from keras_dynmask.errors import require, whole
 from keras_dynmask.filling import masked_example
 from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.model import MaskedLanguageModel
+from keras_dynmask.vocabulary import continuation_ids
 
 MASKING = ("dynamic", "static", "adaptive")
 
@@ -95,7 +96,7 @@ class Recipe:
             tokenizer.token_to_id(text.MASK),
             unselectable_token_ids=text.special_ids(tokenizer),
             mean_span_length=self.mean_span_length,
-            continuation_token_ids=text.continuation_ids(tokenizer) if self.whole_words else None,
+            continuation_token_ids=continuation_ids(tokenizer) if self.whole_words else None,
             seed=self.seed,
         )
         adaptive = AdaptiveSelection(vocabulary_size) if self.masking == "adaptive" else None

@@ -1,11 +1,16 @@
 """Every example in the docstrings and in the README runs."""
 
+import ast
 import doctest
 import importlib
+import inspect
+import io
 import pkgutil
 import re
+import tokenize
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -53,3 +58,55 @@ def test_the_readme_names_every_picture():
     readme = (ROOT / "README.md").read_text()
     pictures = re.findall(r"!\[.+?\]\((.+?)\)", readme)
     assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_every_dial_of_the_readme_is_an_argument():
+    readme = (ROOT / "README.md").read_text()
+    table = readme[readme.index("## The dials") : readme.index("What holds for every setting")]
+    names = {
+        **PUBLIC,
+        "PolynomialDecay": keras.optimizers.schedules.PolynomialDecay,
+        "steps": 1000,
+        "tokenizer": ["[PAD]", "[MASK]", "mask", "##ing"],
+        "continuations": [3],
+        "rows": [[2, 3, 2, 3, 2]],
+        "counts": np.ones(100),
+        "protected": [0, 1],
+        "np": np,
+        "K": 8,
+    }
+    base = {"vocabulary_size": 100, "mask_selection_rate": 0.15, "mask_token_id": 1}
+    written = [each.replace("[...]", "counts") for each in re.findall(r"`(\w+=[^`]*)`", table)]
+    assert len(written) >= 20
+    for arguments in written:
+        keras_dynmask.DynamicMasking(**base | eval(f"dict({arguments})", names))
+    documented = set(re.findall(r"\b\w+\b", table))
+    named = set(inspect.signature(keras_dynmask.DynamicMasking).parameters)
+    assert named - documented <= {"seed", "kwargs"}
+
+
+def test_the_readme_counts_the_lines_of_the_ground_floor():
+    files = [ROOT / "keras_dynmask" / f"{name}.py" for name in GROUND_FLOOR]
+    count = sum(map(code_lines, files))
+    assert f" {count} lines of code" in (ROOT / "README.md").read_text()
+    assert all("keras_dynmask" not in path.read_text() for path in files)  # nothing above
+
+
+GROUND_FLOOR = ("units", "selection", "corruption", "objective")
+
+
+def code_lines(path):
+    """Lines that hold code: no comments, no docstrings, no blank lines."""
+    source = path.read_text()
+    docstrings = {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.Module, ast.FunctionDef)) and ast.get_docstring(node)
+        for line in range(node.body[0].lineno, node.body[0].end_lineno + 1)
+    }
+    no_code = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in (*no_code, tokenize.ENDMARKER):
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    return len(lines - docstrings)

@@ -614,7 +614,7 @@ def test_what_does_not_go_together_in_a_call_is_named():
 def test_in_a_graph_bad_weights_count_as_nothing_and_infinity_as_much():
     weights = np.ones(IDS.shape, "float32")
     weights[:, 1:4] = [-1.0, np.nan, np.inf]
-    masking = layer(mask_selection_rate=0.125)
+    masking = layer(mask_selection_rate=1 / 7)
     call = tf.function(lambda inputs: masking(inputs, step=1))
     selected = call({"token_ids": IDS, "selection_weights": weights})["mask_weights"].numpy() > 0
     assert (selected.sum(axis=1) == 2).all()

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from keras_dynmask import text, wordpiece_continuations
+from keras_dynmask import continuation_ids, text
 
 DOCUMENTS = [f"the cat number {n} sat on the mat and the dog sat on the cat" for n in range(20)]
 
@@ -53,18 +53,11 @@ def test_special_tokens_come_first_and_masks_are_read(tokenizer):
 
 
 def test_continuations_are_the_pieces_inside_words(tokenizer):
-    continuing = set(text.continuation_ids(tokenizer))
+    continuing = set(continuation_ids(tokenizer))
     encoding = tokenizer.encode("the catand")
     words = encoding.word_ids
     expected = [i > 0 and words[i] == words[i - 1] for i in range(len(words))]
     assert [index in continuing for index in encoding.ids] == expected and any(expected)
-
-
-def test_wordpiece_continuations_take_lists_and_dicts():
-    assert wordpiece_continuations(["a", "##b", "c", "##d"]) == [1, 3]
-    assert wordpiece_continuations({"##b": 9, "a": 2}) == [9]
-    with pytest.raises(ValueError, match=r"`vocabulary` must hold strings.*Received"):
-        wordpiece_continuations([1, 2])
 
 
 def test_packing_loses_nothing(tokenizer):
