@@ -144,10 +144,10 @@ class DynamicMasking(keras.layers.Layer):
             tokens. Needs `corrupt_whole_units`. See `words_of`.
         inverse_rate_weights: bool. True weighs each selected token by one over its
             probability of selection: selectable / count where counts are exact (and
-            then at least 1), else 1 / rate. The weighted sum of losses over a row is
-            then an unbiased estimate of the sum over all its tokens, at any rate: with
-            `(0, 1)` rates, the objective of masked diffusion (Sahoo et al. 2024; Nie
-            et al. 2025). False weighs by 1.
+            then at least 1), else 1 / rate. Where K drops nothing, the weighted sum of
+            losses over a row is then an unbiased estimate of the sum over all its tokens,
+            at any rate: with `(0, 1)` rates, the objective of masked diffusion (Sahoo et
+            al. 2024; Nie et al. 2025). False weighs by 1.
         seed: int in [0, 2**64) or None for one drawn from the operating system,
             which `seed` then holds.
         **kwargs: `name`, `dtype`, `trainable` of `keras.layers.Layer`.
@@ -485,7 +485,7 @@ class DynamicMasking(keras.layers.Layer):
             word_begins = unit_begins(may_begin, boundary, edges, 0.0, 1.0)
             words = unit_numbers(word_begins)
             draws = (noise.bits(keys, words, stream) for stream in (noise.WORD, noise.OTHER_WORD))
-            swaps = self._random_words.draw(*draws, ids, word_begins, words, otherwise=swaps)
+            swaps = self._random_words.draw(*draws, ids, selected, word_begins, words, swaps)
         shown = corrupt(
             ids,
             selected,
@@ -518,6 +518,12 @@ class DynamicMasking(keras.layers.Layer):
     def _select(self, inputs, keys, units, budget):
         """What is selected, bool `[batch, length]`, and what each selected token weighs."""
         units_are_tokens = self._counts_tokens and "begins" not in inputs
+        require(
+            units_are_tokens or not (self.at_least_one and self.inverse_rate_weights),
+            ONE_HAS_NO_RATE,
+            at_least_one=True,
+            keys=list(inputs),
+        )
         selectable = self.selectable(inputs)
         if budget.capacity is not None and not units_are_tokens:
             # What can't be selected is not counted either.
@@ -573,13 +579,17 @@ class DynamicMasking(keras.layers.Layer):
 
     def _count(self, selectable, size, budget):
         """How many positions to select of each row, or of each document of it."""
+        whole, rate = count_positions(selectable), budget.rate
+        if budget.capacity is not None:  # documents share what K takes away
+            room, needed = (ops.cast(n, "float32") for n in (budget.capacity, whole))
+            rate = ops.minimum(ops.cast(rate, "float32"), room / ops.maximum(needed, 1.0))
         if budget.documents is None:
-            count = selected_count(size, budget.rate, budget.round_up)
+            count = selected_count(size, rate, budget.round_up)
         else:
             through = ops.cumsum(ops.cast(selectable, "int32"), axis=1)
             through = highest_in_unit(through, budget.documents)
             count, before = (
-                selected_count(number, budget.rate, budget.round_up, count_positions(selectable))
+                selected_count(number, rate, budget.round_up, whole)
                 for number in (through, through - size)
             )
             count = count - before

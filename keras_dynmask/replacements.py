@@ -74,14 +74,16 @@ class RandomWords:
         self.begins -= self.counts * np.arange(len(self.counts), dtype="int32")
         self.excludes_original = excludes_original
 
-    def draw(self, words, more_words, token_ids, begins, numbers, otherwise):
-        """Ids in place of `token_ids`, and `otherwise` where no word is as long.
+    def draw(self, words, more_words, token_ids, selected, begins, numbers, otherwise):
+        """Ids in place of `token_ids`, and `otherwise` where no word is as long, or only a
+        part of the word is selected.
 
         All are int32 or bool `[batch, length]`; noise is equal inside a word.
 
         Args:
             words, more_words: noise.
             token_ids: the ids.
+            selected: what is selected of them.
             begins: where a word begins.
             numbers: the number of each position's word.
             otherwise: ids.
@@ -90,7 +92,8 @@ class RandomWords:
         first = highest_in_unit(ops.where(begins, positions, -1), numbers)
         length = count_in_unit(ops.ones_like(begins), numbers)
         known = ops.minimum(length, len(self.counts) - 1)
-        count = ops.where(length == known, ops.take(self.counts, known), 0)
+        replaceable = (length == known) & (length == count_in_unit(selected, numbers))
+        count = ops.where(replaceable, ops.take(self.counts, known), 0)
 
         def pieces_of(word):
             piece = ops.take(self.begins, known) + word * known + positions - first

@@ -20,6 +20,7 @@ from keras import ops
 from scipy import stats
 
 from keras_dynmask import DynamicMasking, masking, noise
+from keras_dynmask.replacements import RandomTokens
 from keras_dynmask.selection import select_independently
 from keras_dynmask.units import unit_begins
 
@@ -197,7 +198,7 @@ def p_of_span_lengths(mean=3.0):
     keys = noise.row_keys(5, (0, 0), noise.words(rows))
     coin = noise.uniform(noise.bits(keys, ops.arange(40, dtype="int32"), noise.BEGIN))
     nowhere = ops.zeros((20_000, 40), "bool")
-    begins = ops.convert_to_numpy(masking.unit_begins(~nowhere, nowhere, coin, mean))
+    begins = ops.convert_to_numpy(masking.unit_begins(~nowhere, nowhere, nowhere, coin, mean))
     lengths = np.argmax(begins[:, 1:], axis=1) + 1
     lengths[~begins[:, 1:].any(axis=1)] = 40
     expected = (1 - 1 / mean) ** np.arange(15) / mean
@@ -647,15 +648,15 @@ def protected_ids_in_the_pool(patch):
 
     def create_broken(self, *args, **kwargs):
         create(self, *args, **kwargs)
-        self._swap_pool = np.arange(VOCABULARY)
+        self._random_tokens = RandomTokens(np.ones(VOCABULARY, "int32"), False)
 
     patch.setattr(DynamicMasking, "__init__", create_broken)
 
 
 def window_always_at_the_start(patch):
     select = masking.select_exactly
-    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, turn: (
-        select(keys, selectable, count, ops.zeros_like(turn))))  # fmt: skip
+    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, turn, *count_in: (
+        select(keys, selectable, count, ops.zeros_like(turn), *count_in)))  # fmt: skip
 
 
 def skip_words_that_overflow(patch):
@@ -673,19 +674,19 @@ def skip_words_that_overflow(patch):
                     room -= len(unit)
         return selected
 
-    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, turn: (
+    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, *_: (
         tf.ensure_shape(tf.numpy_function(skip, [keys, selectable, count], tf.bool), (BATCH, 64))
     ))  # fmt: skip
 
 
 def count_by_independent_draws(patch):
-    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, turn: (
+    patch.setattr(masking, "select_exactly", lambda keys, selectable, *_: (
         select_independently(noise.uniform(keys), selectable, RATE)))  # fmt: skip
 
 
 def window_behind_the_count(patch):
     select = masking.select_exactly
-    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, turn: (
+    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, turn, *_: (
         select(keys, selectable, count, (turn + ops.divide(
             count, ops.maximum(masking.count_positions(selectable), 1))) % 1.0)))  # fmt: skip
 
@@ -695,8 +696,8 @@ def weights_ignored(patch):
 
 
 def spans_5_percent_too_long(patch):
-    patch.setattr(masking, "unit_begins", lambda may, boundary, coin, mean: unit_begins(
-        may, boundary, coin, mean * 1.05))  # fmt: skip
+    patch.setattr(masking, "unit_begins", lambda may, boundary, edges, coin, mean: unit_begins(
+        may, boundary, edges, coin, mean * 1.05))  # fmt: skip
 
 
 def noise_by_position_in_words(patch):
@@ -736,8 +737,8 @@ def t5_without_its_roll(patch):
 
 def one_over_the_rate(patch):
     select = DynamicMasking._select
-    patch.setattr(DynamicMasking, "_select", lambda self, inputs, keys, units, rate, capacity: (
-        select(self, inputs, keys, units, rate, capacity)[0], 1 / rate))  # fmt: skip
+    patch.setattr(DynamicMasking, "_select", lambda self, inputs, keys, units, budget: (
+        select(self, inputs, keys, units, budget)[0], 1 / budget.rate))  # fmt: skip
 
 
 def no_weights_at_all(patch):

@@ -606,6 +606,9 @@ def test_a_bad_argument_is_named_with_what_was_received(arguments, message):
 def test_what_does_not_go_together_in_a_call_is_named():
     with pytest.raises(ValueError, match=r"`inputs` must hold `segment_ids`.*keys=\['token_ids'\]"):
         layer(count_per_document=True)(IDS)
+    inputs = {"token_ids": IDS, "begins": np.ones(IDS.shape)}
+    with pytest.raises(ValueError, match="`at_least_one` must be False with.*'begins'"):
+        layer(at_least_one=True, inverse_rate_weights=True)(inputs)
     inputs = {"token_ids": IDS, "selection_weights": np.ones(IDS.shape)}
     with pytest.raises(ValueError, match="`inverse_rate_weights` must be False with"):
         layer(inverse_rate_weights=True)(inputs)

@@ -79,7 +79,7 @@ def test_frozen_bits(seed, step, replica, row, position, stream, expected):
 def test_bits_equal_the_oracle(seed, moment):
     rows = np.array([0, 1, 2**31 - 1, 2**40 + 3, -1])
     keys = noise.row_keys(seed, moment, noise.words(ops.convert_to_tensor(rows)))
-    for stream in range(5):
+    for stream in range(9):
         got = as_words(noise.bits(keys, ops.arange(6, dtype="int32"), stream))
         for row, words in zip(rows, got, strict=True):
             key = oracle.row_key(seed, moment, oracle.row_number(int(row)))
@@ -195,24 +195,42 @@ def test_every_input_bit_reaches_every_output_bit(axis):
 
 def test_streams_and_seeds_are_uncorrelated():
     """z of the correlation between any two streams, and between neighbouring seeds."""
-    blocks = [some_bits(rows=256, positions=256, stream=stream) for stream in range(5)]
+    blocks = [some_bits(rows=256, positions=256, stream=stream) for stream in range(9)]
     blocks += [some_bits(seed=seed, rows=256, positions=256) for seed in (1, 2, 2**32)]
     table = np.corrcoef([block.ravel() / 2**32 for block in blocks])
     pairs = table[np.triu_indices(len(blocks), 1)]
     assert 2 * stats.norm.sf(np.abs(pairs).max() * 256) * len(pairs) > ALPHA
 
 
+TABLE = [0.3 * (token % 11) for token in range(100)]
+WORDS = {"continuation_token_ids": range(50, 100)}
+ALL_SWAPPED = {"mask_selection_rate": 0.5, "mask_token_rate": 0.0, "random_token_rate": 1.0}
 SETTINGS = [
     {},
     {"mask_selection_length": 9},
     {"exact_count": False},
-    {"continuation_token_ids": range(50, 100), "mask_selection_length": 12},
-    {"continuation_token_ids": range(50, 100), "exact_count": False},
+    {**WORDS, "mask_selection_length": 12},
+    {**WORDS, "mask_selection_length": 7, "at_least_one": True},
+    {**WORDS, "exact_count": False},
     {"mean_span_length": 3.0},
-    {"mean_span_length": 3.0, "continuation_token_ids": range(50, 100)},
-    {"mask_selection_rate": (0.1, 0.9)},
+    {**WORDS, "mean_span_length": 3.0},
+    {"mask_selection_rate": (0.1, 0.9), "evaluation_rate": 0.3},
     {"mask_selection_rate": (0.1, 0.9), "exact_count": False, "mask_selection_length": 4},
-]
+    {"mask_selection_rate": (0.0, 1.0), "at_least_one": True, "mean_span_length": 3.0},
+    {"mask_selection_rate": (0.0, 1.0), "inverse_rate_weights": True},
+    {"exact_count": False, "at_least_one": True, "mask_selection_length": 6},
+    {"count_per_document": True},
+    {**WORDS, "count_per_document": True, "at_least_one": True, "mask_selection_length": 9},
+    {"count_per_document": True, "selection_weights": TABLE, "mean_span_length": 3.0},
+    {**WORDS, "selection_weights": TABLE, "mask_selection_length": 9},
+    {"exact_count": False, "selection_weights": TABLE},
+    {**ALL_SWAPPED, "random_token_weights": TABLE},
+    {**ALL_SWAPPED, "random_token_weights": TABLE, "random_excludes_original": True},
+    {**ALL_SWAPPED, "random_excludes_original": True},
+    {"corrupt_whole_units": True, "mean_span_length": 3.0},
+    {**ALL_SWAPPED, **WORDS, "corrupt_whole_units": True, "random_excludes_original": True,
+     "random_words": [(7,), (8,), (9,), (7, 61), (8, 62), (9, 70, 71), (10, 60, 60)]},
+]  # fmt: skip
 
 
 def digests():
@@ -222,18 +240,24 @@ def digests():
         texts = (ops.convert_to_numpy(array).astype("float64").tobytes() for array in arrays)
         return hashlib.md5(b"".join(texts)).hexdigest()
 
-    found = [md5(some_bits(7, 11, 2, 64, 64, stream) for stream in range(5))]
+    found = [md5(some_bits(7, 11, 2, 64, 64, stream) for stream in range(9))]
     ids = np.random.default_rng(0).integers(0, 100, (64, 48)).astype("int32")
+    documents = np.sort(np.random.default_rng(1).integers(0, 4, ids.shape), axis=1)
     for setting in SETTINGS:
         arguments = {"mask_selection_rate": 0.15, "mask_token_id": 4, "seed": 2**40 + 1}
         masking = DynamicMasking(
             vocabulary_size=100, unselectable_token_ids=(0, 2, 97), **arguments | setting
         )
-        calls = masking(ids), masking(ids), masking(ids, step=5), masking(ids, training=False)
-        fixed = masking.mask_fixed({"token_ids": ops.convert_to_tensor(ids)})
-        found.append(md5(call[name] for call in (*calls, fixed) for name in sorted(call)))
-        weighted = masking({"token_ids": ids, "selection_weights": ids % 7 + 0.25}, step=5)
-        found.append(md5(weighted[name] for name in sorted(weighted)))
+        inputs = {"token_ids": ids}
+        if masking.count_per_document:
+            inputs["segment_ids"] = documents
+        tensors = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
+        calls = [masking(inputs), masking.mask_fixed(tensors)]
+        if not setting:
+            calls += [masking(inputs), masking(inputs, step=5), masking(inputs, training=False)]
+        if masking.selection_weights is not None:
+            calls.append(masking(inputs | {"selection_weights": ids % 7 + 0.25}, step=5))
+        found.append(md5(call[name] for call in calls for name in sorted(call)))
     return found
 
 
