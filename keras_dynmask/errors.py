@@ -16,8 +16,13 @@ def require(condition, expectation, **received):
     ValueError: `rate` must be in [0, 1]. Received: rate=2
     """
     if not condition:
-        values = ", ".join(f"{name}={value!r}" for name, value in received.items())
+        values = ", ".join(f"{name}={_shortly(value)}" for name, value in received.items())
         raise ValueError(f"{expectation} Received: {values}")
+
+
+def _shortly(value):
+    written = repr(value)
+    return written if len(written) <= 300 else f"{written[:300]}..."
 
 
 def whole(name, value, low, high=None):
@@ -58,13 +63,18 @@ def flag(name, value):
 def token_ids_below(name, values, vocabulary_size):
     """`values` as a tuple of ints in [0, vocabulary_size)."""
     expected = f"`{name}` must be a list of ids in [0, {vocabulary_size - 1}]."
-    try:
-        ids = tuple(operator.index(value) for value in values)
-    except TypeError:
-        raise ValueError(f"{expected} Received: {name}={values!r}") from None
-    outside = [index for index in ids if not 0 <= index < vocabulary_size]
+    require(np.iterable(values), expected, **{name: values})
+    given = list(values)
+    outside = [value for value in given if not 0 <= _index(value) < vocabulary_size]
     require(not outside, expected, **{name: outside[:3]})
-    return ids
+    return tuple(map(operator.index, given))
+
+
+def _index(value):
+    try:
+        return -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return -1
 
 
 def need_extra(extra, *modules):

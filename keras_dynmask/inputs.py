@@ -53,7 +53,13 @@ def standardize(features, vocabulary_size):
 def checked_step(step):
     """A step, as given: a whole number or an integer tensor."""
     if hasattr(step, "dtype"):
-        require(is_integer(step), "`step` must be an integer.", dtype=step.dtype)
+        shape = tuple(step.shape)
+        require(
+            is_integer(step) and all(size in (1, None) for size in shape),
+            "`step` must be an integer.",
+            dtype=step.dtype,
+            shape=shape,
+        )
         return step
     return whole("step", step, 0)
 
@@ -142,6 +148,14 @@ def _check_companions(features):
         _check_shape("row_ids", features["row_ids"], shape[:-1], "`token_ids` without its length")
         row_ids = ops.convert_to_tensor(features["row_ids"])
         require(is_integer(row_ids), "`row_ids` must be integers.", dtype=row_ids.dtype)
+        known = _known(features["row_ids"])
+        if known is not None and known.size:
+            bounds = np.iinfo(keras.backend.standardize_dtype(row_ids.dtype))
+            require(
+                bounds.min <= known.min() and known.max() <= bounds.max,
+                f"`row_ids` must lie in [{bounds.min}, {bounds.max}] on this backend.",
+                row_ids=[int(known.min()), int(known.max())],
+            )
 
 
 def _check_shape(name, value, expected, like):

@@ -129,10 +129,11 @@ class DynamicMasking(keras.layers.Layer):
             them whole words are masked. See `continuation_ids`.
         selection_weights: None, or a number >= 0 for every id: units are drawn
             one after the other, without replacement, each in proportion to what it
-            weighs among those that are left. A longer unit weighs as much as its
-            heaviest token; the last drawn is kept with probability room / length, so that
-            the mean count is exact. With `exact_count=False` a unit of weight w is selected
-            with probability 1 - (1 - rate)**w.
+            weighs among those that are left (weights count from 2**-64 to 2**64). A longer
+            unit weighs as much as its heaviest token; the last drawn is kept with
+            probability room / length, so that the mean count is exact. With
+            `exact_count=False` a unit of weight w is selected with probability
+            1 - (1 - rate)**w.
         random_token_weights: None for a uniform draw, or a number >= 0 for every id:
             random tokens are drawn in proportion (`np.bincount` of a corpus, say).
             Below 2**-23 of the total, a weight counts as that.
@@ -431,6 +432,18 @@ class DynamicMasking(keras.layers.Layer):
         """Which positions may be selected: bool `[batch, length]`, for a dict of tensors."""
         return self._is_token(inputs) & ops.cast(inputs.get("selectable", True), "bool")
 
+    def token_weights(self, inputs):
+        """What each position weighs, float32 `[batch, length]`, for a dict of tensors; None
+        where all weigh the same."""
+        given, known = inputs.get("selection_weights"), self.selection_weights
+        if given is None and known is None:
+            return None
+        weights = 1.0 if given is None else ops.cast(given, "float32")
+        if known is not None:
+            weights = weights * ops.take(known, ops.cast(inputs["token_ids"], "int32"))
+        # Neither NaN nor what some processors take for 0.
+        return ops.where(weights >= 2.0**-126, weights, 0.0)
+
     def selection_capacity(self, inputs, training=True):
         """A size for the targets that is small and holds what is selected of `inputs`.
 
@@ -447,12 +460,13 @@ class DynamicMasking(keras.layers.Layer):
             return self.mask_selection_length
         length = ops.shape(inputs["token_ids"])[1]
         weighted = self.selection_weights is not None or "selection_weights" in inputs
-        one_of_each = self.at_least_one and self.count_per_document
+        never_none = self.at_least_one or (self.exact_count and self.inverse_rate_weights)
+        one_of_each = never_none and self.count_per_document
         if "begins" in inputs or (weighted and not self.exact_count) or one_of_each:
             return length
         highest = highest_rate(self._rate_of(training))
         unit = self.mean_span_length * (1 if self.continuation_token_ids is None else 2)
-        room = (0 if unit == 1 else 8 * unit) + self.at_least_one
+        room = (0 if unit == 1 else 8 * unit) + never_none
         size = length if isinstance(length, int) else ops.cast(length, "float32")
         if not self.exact_count:
             room += 6 * (size * highest * (1 - highest) * unit) ** 0.5
@@ -462,6 +476,12 @@ class DynamicMasking(keras.layers.Layer):
 
     def _mask(self, inputs, keys, step, training, capacity):
         """Begin, number, share, select, corrupt; then the targets."""
+        dtype = keras.backend.standardize_dtype(inputs["token_ids"].dtype)
+        require(
+            np.iinfo(dtype).max >= self.vocabulary_size - 1,
+            f"`token_ids` must have a dtype that holds every id up to {self.vocabulary_size - 1}.",
+            dtype=dtype,
+        )
         ids = ops.cast(inputs["token_ids"], "int32")  # [batch, length]
         positions = ops.arange(ops.shape(ids)[1], dtype="int32")
         edges = positions == 0
@@ -530,7 +550,7 @@ class DynamicMasking(keras.layers.Layer):
             selectable = selectable & (count_in_unit(selectable, units) <= budget.capacity)
         keys_of_units = noise.bits(keys, units, noise.SELECT)  # equal inside a unit
         noise_of_units = noise.uniform(keys_of_units)
-        order, weights = keys_of_units, self._weights(inputs, selectable, units)
+        order, weights = keys_of_units, self._unit_weights(inputs, selectable, units)
         if weights is not None:
             selectable = selectable & (weights > 0)
             order = weighted_order(noise_of_units, weights)
@@ -565,17 +585,13 @@ class DynamicMasking(keras.layers.Layer):
             weight = ops.divide_no_nan(*(ops.cast(number, "float32") for number in odds))
         return selected, weight
 
-    def _weights(self, inputs, selectable, units):
-        """What each unit weighs as float32, or None where all weigh the same."""
-        given, known = inputs.get("selection_weights"), self.selection_weights
-        if given is None and known is None:
+    def _unit_weights(self, inputs, selectable, units):
+        """What each unit weighs: as much as its heaviest position."""
+        weights = self.token_weights(inputs)
+        if weights is None:
             return None
         require(not self.inverse_rate_weights, WEIGHTS_HAVE_NO_RATE, inverse_rate_weights=True)
-        weights = 1.0 if given is None else ops.cast(given, "float32")
-        if known is not None:
-            weights = weights * ops.take(known, ops.cast(inputs["token_ids"], "int32"))
-        weights = ops.where(selectable & (weights > 0), weights, 0.0)  # so NaN is 0
-        return highest_in_unit(weights, units)
+        return highest_in_unit(ops.where(selectable, weights, 0.0), units)
 
     def _count(self, selectable, size, budget):
         """How many positions to select of each row, or of each document of it."""

@@ -113,6 +113,12 @@ class MaskedLanguageModel(keras.Model):
             adaptive_selection=getattr(adaptive_selection, "vocabulary_size", adaptive_selection),
         )
         require(
+            adaptive_selection is None or masking.exact_count,
+            "`masking` must have `exact_count=True` with `adaptive_selection`: drawn on their own, "
+            "tokens that weigh less and less would be selected less and less.",
+            exact_count=False,
+        )
+        require(
             adaptive_selection is None or not masking.inverse_rate_weights,
             "`masking` must have `inverse_rate_weights=False` with `adaptive_selection`: what "
             "weighs more is selected at a rate of its own.",
@@ -163,6 +169,12 @@ class MaskedLanguageModel(keras.Model):
             type=type(token_ids).__name__,
             dtype=token_ids.dtype,
             shape=tuple(token_ids.shape),
+        )
+        require(
+            not training or self.adaptive_selection is None or "mask_positions" not in features,
+            "`inputs` must not be masked already with `adaptive_selection`: leave the masking to "
+            "the model.",
+            keys=list(features),
         )
         if "mask_positions" in features or not (training or _EVALUATING.get()):
             return self._logits(features, training)
@@ -306,7 +318,8 @@ class MaskedLanguageModel(keras.Model):
         selected, and what is still selectable beside them.
         """
         real = masked["mask_weights"] > 0
-        left = ops.cast(self.masking.selectable(masked), "float32")
+        left, weights = self.masking.selectable(masked), self.masking.token_weights(masked)
+        left = ops.cast(left if weights is None else left & (weights > 0), "float32")
         left_at_selected = ops.take_along_axis(left, masked["mask_positions"], axis=1)
         selected = ops.sum(ops.cast(real, "float32"))
         selectable = selected + ops.sum(left) - ops.sum(ops.where(real, left_at_selected, 0.0))

@@ -14,12 +14,13 @@ def checked_rate(name, rate):
     if isinstance(rate, dict):
         rate = keras.saving.deserialize_keras_object(rate)
     if isinstance(rate, LearningRateSchedule):
-        first = float(ops.convert_to_numpy(rate(0)))
-        require(
-            0 <= first <= 1,
-            f"`{name}` must be a schedule of rates in [0, 1].",
-            **{f"{name}(0)": first},
-        )
+        first = rate(0)
+        try:
+            is_rate = is_real(float(first), 0, 1)
+        except (TypeError, ValueError):
+            is_rate = False
+        expected = f"`{name}` must be a schedule of rates, each a number in [0, 1]."
+        require(is_rate, expected, **{f"{name}(0)": first})
         return rate
     if not isinstance(rate, (tuple, list)):
         return real(name, rate, 0, 1)
@@ -46,8 +47,8 @@ def highest_rate(rate):
 def rate_at(rate, step, keys, spread):
     """The rate of every row as float32: one number for all, or `[batch, 1]`.
 
-    A schedule is clipped to [0, 1]. Of a pair (low, high) each row draws its own rate,
-    uniform in (low, high].
+    A schedule is clipped to [0, 1], and its NaN counts as 0. Of a pair (low, high) each
+    row draws its own rate, uniform in (low, high].
 
     Args:
         rate: as `checked_rate` returns it.
@@ -58,7 +59,8 @@ def rate_at(rate, step, keys, spread):
             from its own key alone.
     """
     if isinstance(rate, LearningRateSchedule):
-        return ops.clip(ops.cast(rate(step), "float32"), 0.0, 1.0)
+        rate = ops.cast(rate(step), "float32")
+        return ops.clip(ops.where(ops.isnan(rate), 0.0, rate), 0.0, 1.0)
     if isinstance(rate, float):
         return rate
     low, high = (round(edge * 2**24) for edge in rate)

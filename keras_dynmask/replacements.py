@@ -10,7 +10,13 @@ from keras_dynmask.units import count_in_unit, highest_in_unit
 
 def token_shares(weights):
     """Weights as places on a line of at most 2**23; what weighs anything has one."""
-    scale = (2**23 - len(weights)) / max(weights.sum(dtype="float64"), 1e-30)
+    require(
+        len(weights) <= 2**22,
+        "`random_token_weights` must be None for more than 2**22 ids.",
+        vocabulary_size=len(weights),
+    )
+    weights = weights.astype("float64") / max(weights.max(), 1e-45)
+    scale = (2**23 - len(weights)) / max(weights.sum(), 1)
     return np.where(weights > 0, np.maximum(weights * scale, 1), 0).astype("int32")
 
 
@@ -113,6 +119,7 @@ class RandomWords:
 def weight_table(name, weights, vocabulary_size):
     """One weight per id as float32 `[vocabulary_size]`, checked."""
     try:
+        weights = weights if hasattr(weights, "__array__") else list(weights)
         with np.errstate(over="ignore"):
             values = np.asarray(weights, "float32")
     except (TypeError, ValueError):
@@ -129,9 +136,14 @@ def weight_table(name, weights, vocabulary_size):
 def word_list(name, words, vocabulary_size):
     """Words as tuples of ids, checked."""
     given = list(words) if np.iterable(words) else []
-    require(
-        given and all(np.ndim(word) == 1 and len(word) for word in given),
-        f"`{name}` must be words, each a list of ids.",
-        **{name: given[:3] or words},
-    )
-    return tuple(token_ids_below(name, word, vocabulary_size) for word in given)
+    wrong = [word for word in given if not _is_word(word, vocabulary_size)]
+    expected = f"`{name}` must be words, each a list of ids in [0, {vocabulary_size - 1}]."
+    require(given and not wrong, expected, **{name: wrong[:3] or words})
+    return tuple(tuple(map(int, word)) for word in given)
+
+
+def _is_word(word, vocabulary_size):
+    try:
+        return np.ndim(word) == 1 and len(token_ids_below("word", word, vocabulary_size)) > 0
+    except ValueError:
+        return False

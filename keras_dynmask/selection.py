@@ -119,7 +119,8 @@ def log2(numbers):
     Exponent and mantissa are read off the bits; the mantissa's logarithm comes from a
     table with 4,096 steps and a straight line between them. Integers only.
     """
-    float_bits = ops.view(numbers, "int32")
+    # The last axis is one, because Keras' `view` wants its size, and lengths may be dynamic.
+    float_bits = ops.squeeze(ops.view(ops.expand_dims(numbers, -1), "int32"), -1)
     exponent = ops.right_shift(float_bits, 23) - 127
     step, rest = ops.right_shift(float_bits, 11) & 0xFFF, float_bits & 0x7FF
     low, high = ops.take(_LOG2_TABLE, step), ops.take(_LOG2_TABLE, step + 1)

@@ -56,6 +56,28 @@ def test_the_temperature_flattens_and_the_floor_holds(temperature, weight):
     assert float(adaptive(np.array(5))) == pytest.approx(weight, rel=1e-6)
 
 
+def test_losses_that_are_not_finite_leave_no_trace():
+    adaptive, clean = AdaptiveSelection(VOCABULARY), AdaptiveSelection(VOCABULARY)
+    losses = np.array([np.nan, np.inf, 2.0, np.nan], "float32")
+    adaptive.update(np.array([5, 6, 7, 8]), losses, np.array([True, True, True, False]))
+    clean.update(np.array([7]), np.array([2.0]))
+    assert np.array_equal(numpy(adaptive.evidence), numpy(clean.evidence))
+    for _ in range(3):
+        adaptive.update(np.array([5]), np.array([3e38]))
+    assert np.isfinite(numpy(adaptive(np.arange(VOCABULARY)))).all()
+    sharp = AdaptiveSelection(VOCABULARY, temperature=1e-3)
+    sharp.update(np.array([5, 6]), np.array([9.0, 0.0]))
+    weights = numpy(sharp(np.array([5, 6])))
+    assert np.isfinite(weights[0]) and weights[1] == np.float32(sharp.floor)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64"])
+def test_ids_of_any_integer_dtype_are_weighed(dtype):
+    model = build()
+    out = model(tf.constant(rows().astype(dtype)), training=True)
+    assert out["token_ids"].dtype == dtype
+
+
 def test_what_is_easy_is_selected_less_and_evaluation_does_not_notice():
     model, plain, ids = build(), build(adaptive=False), rows()
     for _ in range(20):
@@ -150,6 +172,12 @@ def test_misuse_is_named():
     for wrong in (AdaptiveSelection(9), "losses"):
         with pytest.raises(ValueError, match="`adaptive_selection` must be an .*40"):
             MaskedLanguageModel(encoder, masking, adaptive_selection=wrong)
+    drawn = DynamicMasking(VOCABULARY, 0.2, MASK, exact_count=False)
+    with pytest.raises(ValueError, match="`masking` must have `exact_count=True`"):
+        MaskedLanguageModel(encoder, drawn, adaptive_selection=AdaptiveSelection(VOCABULARY))
+    masked_already = {"token_ids": rows(), "mask_positions": np.zeros((64, 4), "int32")}
+    with pytest.raises(ValueError, match="`inputs` must not be masked already"):
+        build()(masked_already, training=True)
     weighted = DynamicMasking(VOCABULARY, 0.2, MASK, inverse_rate_weights=True)
     with pytest.raises(ValueError, match="`masking` must have `inverse_rate_weights=False`"):
         MaskedLanguageModel(encoder, weighted, adaptive_selection=AdaptiveSelection(VOCABULARY))

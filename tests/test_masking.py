@@ -517,11 +517,20 @@ def test_datasets_are_masked_like_keras_hub(ragged):
 
 # Errors: the argument, what was expected, what was received
 
+
+class OfShapeOne(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return np.array([0.5])
+
+
 ALL_WEIGHTS = [1.0] * 100
 SWAPS = {"mask_token_rate": 0.8, "random_token_rate": 0.1}
 
 BAD_ARGUMENTS = [
     ({"mask_selection_rate": PolynomialDecay(1.5, 10, 0.1)}, "`mask_selection_rate` .* a schedule"),
+    ({"mask_selection_rate": OfShapeOne()}, "`mask_selection_rate` .* a schedule"),
+    ({"unselectable_token_ids": [True]}, "`unselectable_token_ids` must be a list of ids"),
+    ({"continuation_token_ids": [1.0] * 30_000}, "`continuation_token_ids` must be a list"),
     ({"evaluation_rate": 1.5}, r"`evaluation_rate` must be a number, in \[0, 1\]"),
     ({"evaluation_rate": (0.5, 0.1)}, "`evaluation_rate` .* low <= high"),
     ({"at_least_one": 1}, "`at_least_one` must be True or False"),
@@ -550,7 +559,7 @@ BAD_ARGUMENTS = [
     ({"random_words": [5], "corrupt_whole_units": True}, "`random_words` must be words"),
     ({"random_words": [], "corrupt_whole_units": True}, "`random_words` must be words"),
     ({"random_words": 5, "corrupt_whole_units": True}, "`random_words` must be words"),
-    ({"random_words": [[100]], "corrupt_whole_units": True}, "`random_words` must be a list of id"),
+    ({"random_words": [[100]], "corrupt_whole_units": True}, "`random_words` must be words"),
     ({"random_words": [[0]], "corrupt_whole_units": True}, "`random_words` must hold neither"),
     ({"inverse_rate_weights": "yes"}, "`inverse_rate_weights` must be True or False"),
     ({"vocabulary_size": 0}, "`vocabulary_size` must be a whole number, at least 1"),
@@ -599,6 +608,7 @@ BAD_ARGUMENTS = [
 def test_a_bad_argument_is_named_with_what_was_received(arguments, message):
     with pytest.raises(ValueError, match=f"{message}.* Received: ") as error:
         layer(**arguments)
+    assert len(str(error.value)) < 600
     named = re.findall("`(.*?)`", str(error.value))[0]
     assert re.search(rf"Received: ({named}(\(0\))?|shape)=", str(error.value))
 
@@ -612,6 +622,42 @@ def test_what_does_not_go_together_in_a_call_is_named():
     inputs = {"token_ids": IDS, "selection_weights": np.ones(IDS.shape)}
     with pytest.raises(ValueError, match="`inverse_rate_weights` must be False with"):
         layer(inverse_rate_weights=True)(inputs)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("exact_count", [True, False], ids=["exact", "independent"])
+def test_weights_are_drawn_alike_where_shapes_are_dynamic(exact_count, jit):
+    masking = layer(selection_weights=np.arange(100) % 7, exact_count=exact_count)
+    signature = [tf.TensorSpec((None, None), tf.int32)]
+    call = tf.function(lambda ids: masking(ids, step=2), jit_compile=jit, input_signature=signature)
+    assert np.array_equal(hidden(call(IDS)), hidden(masking(IDS, step=2)))
+
+
+def test_ids_are_of_a_dtype_that_holds_the_mask_token():
+    masking = DynamicMasking(257, 0.3, mask_token_id=256, seed=0)
+    ids = np.full((4, 8), 7, "uint8")
+    with pytest.raises(ValueError, match="`token_ids` must have a dtype .* up to 256.*'uint8'"):
+        masking(ids)
+    assert (masking(ids.astype("int16"))["token_ids"].numpy() == 256).any()
+    assert DynamicMasking(256, 0.3, mask_token_id=255)(ids)["token_ids"].dtype == "uint8"
+
+
+def test_what_a_processor_may_take_for_zero_is_zero():
+    """Denormal numbers: one backend flushes them, the other does not."""
+    known = np.where(np.arange(100) == 7, 1e-30, 1.0)
+    ids = np.tile([7, 8, 9, 7], (64, 1))
+    inputs = {"token_ids": ids, "selection_weights": np.full(ids.shape, 1e-12)}
+    selected = layer(selection_weights=known, mask_selection_rate=1.0)(inputs)["mask_weights"]
+    assert np.array_equal(selected.numpy() > 0, ids != 7)
+
+
+def test_a_schedule_that_is_no_number_selects_nothing():
+    class Broken(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return ops.where(ops.equal(step, 3), float("nan"), 0.5)
+
+    masking = layer(mask_selection_rate=Broken())
+    assert not hidden(masking(IDS, step=3)).any() and hidden(masking(IDS, step=2)).any()
 
 
 def test_in_a_graph_bad_weights_count_as_nothing_and_infinity_as_much():
@@ -645,6 +691,7 @@ BAD_CALLS = [
     ({"token_ids": [[5]], "selection_weights": [[np.nan]]}, {}, "`selection_weights` must be fin"),
     ({"token_ids": [[5]], "segment_ids": [[1, 2]]}, {}, "`segment_ids` must have the shape"),
     ({"token_ids": [[5]], "row_ids": [1, 2]}, {}, "`row_ids` must have the shape"),
+    ([[5]], {"step": np.arange(3)}, "`step` must be an integer"),
     ({"token_ids": [[5]], "row_ids": [0.5]}, {}, "`row_ids` must be integers"),
     ({"token_ids": [[5], [6, 7]], "padding_mask": [[1, 1], [1]]}, {}, "`padding_mask`"),
     ({"token_ids": [[5], [6, 7]], "row_ids": [0.5, 1.5]}, {}, "`row_ids` must be integers"),

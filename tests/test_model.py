@@ -154,6 +154,25 @@ def test_details_are_reset_saved_and_left_out(tmp_path):
     assert keras.models.load_model(tmp_path / "model.keras").detailed_metrics
 
 
+def test_the_selection_rate_leaves_out_what_weighs_nothing():
+    weights = [0.0] * 25 + [1.0] * 25
+    model = build(selection_weights=weights)
+    model.compile("adam")
+    rate = model.evaluate(rows(256), verbose=0, return_dict=True)["selection_rate"]
+    assert rate == pytest.approx(0.2, abs=0.01)
+
+
+def test_targets_have_room_for_one_of_every_document():
+    """Or the weights of a row would not add up to its tokens."""
+    model = build(count_per_document=True, inverse_rate_weights=True)
+    segments = np.tile(np.arange(20) // 2, (32, 1))
+    inputs = {"token_ids": rows(padding=0), "segment_ids": segments}
+    out = model(inputs, training=True)
+    np.testing.assert_allclose(numpy(out["mask_weights"]).sum(axis=1), 20)
+    model = build(inverse_rate_weights=True, evaluation_rate=0.0)
+    assert model.masking.selection_capacity({"token_ids": rows()}, training=False) == 1
+
+
 def test_evaluation_does_not_depend_on_order_batches_or_padding():
     model, _ = fitted()
     ids = rows(50)
