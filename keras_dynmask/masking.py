@@ -102,7 +102,7 @@ class DynamicMasking(keras.layers.Layer):
         mask_selection_length: int or None, the size K of the targets. Never more
             than K tokens are selected: units that overflow are dropped at random, and
             a unit longer than K is not selectable. Long units overflow more often, so
-            leave room for one more than the count, or they are selected a little less
+            leave room for one unit more than the count, or they are selected a little less
             often than short ones. With None the targets are dense, as long as the row.
         unselectable_token_ids: ints, protected ids: never selected, never swapped
             in, and never part of a longer unit. The mask token is never swapped in
@@ -537,15 +537,15 @@ class DynamicMasking(keras.layers.Layer):
 
     def _select(self, inputs, keys, units, budget):
         """What is selected, bool `[batch, length]`, and what each selected token weighs."""
-        units_are_tokens = self._counts_tokens and "begins" not in inputs
+        counts_tokens = self._counts_tokens and "begins" not in inputs
         require(
-            units_are_tokens or not (self.at_least_one and self.inverse_rate_weights),
+            counts_tokens or not (self.at_least_one and self.inverse_rate_weights),
             ONE_HAS_NO_RATE,
             at_least_one=True,
             keys=list(inputs),
         )
         selectable = self.selectable(inputs)
-        if budget.capacity is not None and not units_are_tokens:
+        if budget.capacity is not None and not counts_tokens:
             # What can't be selected is not counted either.
             selectable = selectable & (count_in_unit(selectable, units) <= budget.capacity)
         keys_of_units = noise.bits(keys, units, noise.SELECT)  # equal inside a unit
@@ -571,10 +571,10 @@ class DynamicMasking(keras.layers.Layer):
                 selected = select_independently(order, selectable, weighted_edge(budget.rate))
             odds = 1, budget.rate
 
-        if self.at_least_one and not units_are_tokens:
+        if self.at_least_one and not counts_tokens:
             first = first_unit(order, keys_of_units, selectable, budget.count_in)
             selected = selected | (first & (budget.count_in(selected) == 0))
-        if budget.capacity is not None and not (units_are_tokens and budget.documents is None):
+        if budget.capacity is not None and not (counts_tokens and budget.documents is None):
             spared = None
             if self.at_least_one:
                 spared = first_unit(order, keys_of_units, selected, budget.count_in)
