@@ -1213,7 +1213,7 @@ MUTANTS = {
     "noise over weight": (
         replaced(masking, "weighted_order", noise_over_weight), lambda: p_of_subsets(2)),
     "everything weighs something": (
-        replaced(DynamicMasking, "_weights", everything_weighs), lambda: p_of_subsets(3)),
+        replaced(DynamicMasking, "_unit_weights", everything_weighs), lambda: p_of_subsets(3)),
     "rate * weight for independent draws": (
         both(*at_most_the_rate_times_weight), p_of_independent_weights),
     "the last weighted word always kept": (last_unit_at(0.0), p_of_weighted_counts),
