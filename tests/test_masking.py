@@ -613,6 +613,14 @@ def test_a_bad_argument_is_named_with_what_was_received(arguments, message):
     assert re.search(rf"Received: ({named}(\(0\))?|shape)=", str(error.value))
 
 
+def test_a_frequency_table_has_a_place_for_every_id():
+    weights = np.ones(2**22 + 1)
+    with pytest.raises(
+        ValueError, match=r"`random_token_weights` must be None for more than"
+    ):
+        DynamicMasking(len(weights), 0.15, 1, random_token_weights=weights)
+
+
 def test_what_does_not_go_together_in_a_call_is_named():
     with pytest.raises(ValueError, match=r"`inputs` must hold `segment_ids`.*keys=\['token_ids'\]"):
         layer(count_per_document=True)(IDS)
