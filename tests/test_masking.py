@@ -615,9 +615,7 @@ def test_a_bad_argument_is_named_with_what_was_received(arguments, message):
 
 def test_a_frequency_table_has_a_place_for_every_id():
     weights = np.ones(2**22 + 1)
-    with pytest.raises(
-        ValueError, match=r"`random_token_weights` must be None for more than"
-    ):
+    with pytest.raises(ValueError, match=r"`random_token_weights` must be None for more than"):
         DynamicMasking(len(weights), 0.15, 1, random_token_weights=weights)
 
 
