@@ -7,29 +7,18 @@ by the same uniform, fixed masks on held-out text. Finished runs are not repeate
 `docs/adaptive_selection.csv`.
 """
 
-import argparse
 import csv
-import pathlib
 import statistics
 
-from static_against_dynamic import DOCS, history
+from static_against_dynamic import DOCS, run
 
 ARMS = ("dynamic", "adaptive")
 MEASURES = ("val_masked_loss", "val_masked_accuracy")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=pathlib.Path, required=True, help="where runs are kept")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each arm (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=40, help="(%(default)s)")
-    arguments = parser.parse_args()
-    arguments.runs.mkdir(parents=True, exist_ok=True)
-    last = {
-        (arm, seed): history(arguments.runs / f"{arm}-{seed}", arm, seed, arguments.epochs)[-1]
-        for seed in range(arguments.seeds)
-        for arm in ARMS
-    }
+    last = {key: rows[-1] for key, rows in run(ARMS, __doc__).items()}
+    seeds = sorted({seed for _, seed in last})
     with open(DOCS / "adaptive_selection.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["selection", "seed", "epoch", "held_out_loss", "held_out_accuracy"])
@@ -38,7 +27,7 @@ def main():
     print("| held out, uniform fixed masks | " + " | ".join(ARMS) + " | adaptive - dynamic |")
     print("|---|---|---|---|")
     for measure in MEASURES:
-        arms = [[last[arm, seed][measure] for seed in range(arguments.seeds)] for arm in ARMS]
+        arms = [[last[arm, seed][measure] for seed in seeds] for arm in ARMS]
         gains = [after - before for before, after in zip(*arms, strict=True)]
         cells = [", ".join(f"{value:.3f}" for value in values) for values in arms]
         mean = f"{statistics.mean(gains):+.3f} ({min(gains):+.3f} to {max(gains):+.3f})"

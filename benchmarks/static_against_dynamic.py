@@ -20,21 +20,25 @@ ARMS = ("static", "dynamic")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    histories = run(ARMS, __doc__)
+    print_table(histories)
+    write_csv(histories, DOCS / "static_against_dynamic.csv")
+    draw(histories, DOCS / "static_against_dynamic.png")
+
+
+def run(arms, description):
+    """The history of each arm and seed, as the command line asks: `{(arm, seed): rows}`."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--runs", type=pathlib.Path, required=True, help="where runs are kept")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each arm (%(default)s)")
     parser.add_argument("--epochs", type=int, default=40, help="(%(default)s)")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    histories = {
+    return {
         (arm, seed): history(arguments.runs / f"{arm}-{seed}", arm, seed, arguments.epochs)
         for seed in range(arguments.seeds)
-        for arm in ARMS
+        for arm in arms
     }
-    print_table(histories)
-    DOCS.mkdir(exist_ok=True)
-    write_csv(histories, DOCS / "static_against_dynamic.csv")
-    draw(histories, DOCS / "static_against_dynamic.png")
 
 
 def history(output, arm, seed, epochs):

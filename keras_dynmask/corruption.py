@@ -17,3 +17,9 @@ def corrupt(token_ids, selected, role, replacements, mask_token_id, hide_rate, s
     hide = selected & (role < hide_rate)
     swap = selected & (role >= hide_rate) & (role < hide_rate + swap_rate)
     return ops.where(hide, mask_token_id, ops.where(swap, replacements, token_ids))
+
+
+def roles(shown, original, mask_token_id):
+    """Which tokens are hidden, swapped and kept, given that they are selected. Bool each."""
+    hidden, same = ops.equal(shown, mask_token_id), ops.equal(shown, original)
+    return hidden, ~hidden & ~same, ~hidden & same

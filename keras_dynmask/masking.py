@@ -18,7 +18,6 @@ from keras_dynmask.replacements import (
     RandomTokens,
     RandomWords,
     token_shares,
-    weight_table,
     word_list,
 )
 from keras_dynmask.replicas import replica_id
@@ -41,7 +40,7 @@ from keras_dynmask.units import (
     unit_begins,
     unit_numbers,
 )
-from keras_dynmask.vocabulary import id_table
+from keras_dynmask.vocabulary import id_table, weight_table
 
 WEIGHTS_HAVE_NO_RATE = (
     "`inverse_rate_weights` must be False with `selection_weights`: what weighs more is selected "
@@ -299,7 +298,8 @@ class DynamicMasking(keras.layers.Layer):
             inverse_rate_weights=True,
         )
         require(
-            self._counts_tokens or not (self.at_least_one and self.inverse_rate_weights),
+            (self.exact_count and self._units_are_tokens({}))
+            or not (self.at_least_one and self.inverse_rate_weights),
             ONE_HAS_NO_RATE,
             at_least_one=True,
             exact_count=self.exact_count,
@@ -336,10 +336,13 @@ class DynamicMasking(keras.layers.Layer):
         return tokens, RandomWords(self.random_words, self.random_excludes_original)
 
     @property
-    def _counts_tokens(self):
-        """Whether units are tokens, and as many are selected as the count says."""
-        units_are_tokens = self.continuation_token_ids is None and self.mean_span_length == 1
-        return self.exact_count and units_are_tokens
+    def _counts_one(self):
+        """Whether a count is never 0: asked for, or because its inverse is a weight."""
+        return self.at_least_one or (self.exact_count and self.inverse_rate_weights)
+
+    def _units_are_tokens(self, inputs):
+        alone = self.continuation_token_ids is None and self.mean_span_length == 1
+        return alone and "begins" not in inputs
 
     def get_config(self):
         def listed(weights):
@@ -460,13 +463,12 @@ class DynamicMasking(keras.layers.Layer):
             return self.mask_selection_length
         length = ops.shape(inputs["token_ids"])[1]
         weighted = self.selection_weights is not None or "selection_weights" in inputs
-        never_none = self.at_least_one or (self.exact_count and self.inverse_rate_weights)
-        one_of_each = never_none and self.count_per_document
+        one_of_each = self._counts_one and self.count_per_document
         if "begins" in inputs or (weighted and not self.exact_count) or one_of_each:
             return length
         highest = highest_rate(self._rate_of(training))
         unit = self.mean_span_length * (1 if self.continuation_token_ids is None else 2)
-        room = (0 if unit == 1 else 8 * unit) + never_none
+        room = (0 if unit == 1 else 8 * unit) + self._counts_one
         size = length if isinstance(length, int) else ops.cast(length, "float32")
         if not self.exact_count:
             room += 6 * (size * highest * (1 - highest) * unit) ** 0.5
@@ -520,7 +522,7 @@ class DynamicMasking(keras.layers.Layer):
     def _budget(self, inputs, keys, edges, step, training, capacity):
         rate = self._rate_of(training)
         round_up, turn, _ = noise.row_uniforms(keys)
-        if isinstance(rate, tuple) and (self.at_least_one or self.inverse_rate_weights):
+        if isinstance(rate, tuple) and self._counts_one:
             # The rate is a draw itself. Rounded up, (0, 1) makes the count uniform on 1..n.
             round_up = ops.ones_like(round_up)
         documents = None
@@ -537,7 +539,8 @@ class DynamicMasking(keras.layers.Layer):
 
     def _select(self, inputs, keys, units, budget):
         """What is selected, bool `[batch, length]`, and what each selected token weighs."""
-        counts_tokens = self._counts_tokens and "begins" not in inputs
+        units_are_tokens = self._units_are_tokens(inputs)
+        counts_tokens = self.exact_count and units_are_tokens
         require(
             counts_tokens or not (self.at_least_one and self.inverse_rate_weights),
             ONE_HAS_NO_RATE,
@@ -545,7 +548,7 @@ class DynamicMasking(keras.layers.Layer):
             keys=list(inputs),
         )
         selectable = self.selectable(inputs)
-        if budget.capacity is not None and not counts_tokens:
+        if budget.capacity is not None and not units_are_tokens:
             # What can't be selected is not counted either.
             selectable = selectable & (count_in_unit(selectable, units) <= budget.capacity)
         keys_of_units = noise.bits(keys, units, noise.SELECT)  # equal inside a unit
@@ -591,7 +594,8 @@ class DynamicMasking(keras.layers.Layer):
         if weights is None:
             return None
         require(not self.inverse_rate_weights, WEIGHTS_HAVE_NO_RATE, inverse_rate_weights=True)
-        return highest_in_unit(ops.where(selectable, weights, 0.0), units)
+        weights = ops.where(selectable, weights, 0.0)
+        return weights if self._units_are_tokens(inputs) else highest_in_unit(weights, units)
 
     def _count(self, selectable, size, budget):
         """How many positions to select of each row, or of each document of it."""
@@ -609,7 +613,7 @@ class DynamicMasking(keras.layers.Layer):
                 for number in (through, through - size)
             )
             count = count - before
-        if self.at_least_one or self.inverse_rate_weights:
+        if self._counts_one:
             count = ops.maximum(count, ops.minimum(size, 1))
         return count if budget.capacity is None else ops.minimum(count, budget.capacity)
 

@@ -8,6 +8,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_dynmask.adaptive import AdaptiveSelection
+from keras_dynmask.corruption import roles
 from keras_dynmask.encoder import TransformerEncoder
 from keras_dynmask.errors import flag, require
 from keras_dynmask.inputs import check_ids, check_weights, is_integer, is_ragged
@@ -329,9 +330,8 @@ class MaskedLanguageModel(keras.Model):
         real = masked["mask_weights"] > 0
         self.details["empty_rows"].update_state(~ops.any(real, axis=1))
         shown = ops.take_along_axis(masked["token_ids"], masked["mask_positions"], axis=1)
-        hidden = ops.equal(shown, self.masking.mask_token_id)
-        same = ops.equal(shown, ops.cast(labels, shown.dtype))
-        for role, theirs in zip(ROLES, (hidden, ~hidden & ~same, ~hidden & same), strict=True):
+        of_roles = roles(shown, ops.cast(labels, shown.dtype), self.masking.mask_token_id)
+        for role, theirs in zip(ROLES, of_roles, strict=True):
             of_role = ops.where(theirs, weights, 0.0)
             for what, values in (("loss", losses), ("accuracy", right)):
                 self.details[f"{role}_{what}"].update_state(

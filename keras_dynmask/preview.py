@@ -15,6 +15,7 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from keras_dynmask import text
+from keras_dynmask.corruption import roles
 from keras_dynmask.errors import require
 from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.picture import picture
@@ -42,7 +43,8 @@ UNTOUCHED = Fate("{}", "", "#ececec", "#222222", "not selected")
 HIDDEN = Fate("[MASK]", "bold red", "#1f3a5f", "white", "hidden")
 SWAPPED = Fate("*{}*", "bold yellow", "#e9973a", "black", "swapped for another")
 KEPT = Fate("_{}_", "bold green", "#7cc08a", "black", "kept, and predicted too")
-LEGEND = [(fate.mark.format("word"), fate) for fate in (HIDDEN, SWAPPED, KEPT)]
+FATES = (UNTOUCHED, HIDDEN, SWAPPED, KEPT)
+LEGEND = [(fate.mark.format("word"), fate) for fate in FATES[1:]]
 
 
 class Line(NamedTuple):
@@ -161,10 +163,13 @@ def preview(masking, splitter, sentences, steps):
         # With K given: positions padded with 0, where they weigh 0.
         positions = masked.get("mask_positions", np.arange(len(ids)))
         weights = np.bincount(positions, masked["mask_weights"], minlength=len(ids))
-        tokens = []
-        for seen, original, weight in zip(masked["token_ids"], ids, weights, strict=True):
-            fate = _fate(seen, original, weight > 0, masking.mask_token_id)
-            tokens.append((fate.mark.format(splitter.tokens[seen]), fate))
+        shown = masked["token_ids"]
+        became = map(ops.convert_to_numpy, roles(shown, ids, masking.mask_token_id))
+        fates = np.select(list(became), (1, 2, 3)) * (weights > 0)
+        tokens = [
+            (FATES[fate].mark.format(splitter.tokens[seen]), FATES[fate])
+            for seen, fate in zip(shown, fates, strict=True)
+        ]
         return Line(title, tokens, _tally(weights, selectable, segments))
 
     lines = [line(f"step {step}", masking(row, True, step)) for step in range(steps)]
@@ -231,14 +236,6 @@ def _write_picture(lines, path):
 
 
 WRITERS = {".png": _write_picture, ".html": _write_page}
-
-
-def _fate(seen, original, is_selected, mask_token_id):
-    if not is_selected:
-        return UNTOUCHED
-    if seen == mask_token_id:
-        return HIDDEN
-    return KEPT if seen == original else SWAPPED
 
 
 def _tally(weights, selectable, segments):

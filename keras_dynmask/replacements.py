@@ -116,23 +116,6 @@ class RandomWords:
         return ops.where(count >= needed, drawn, otherwise)
 
 
-def weight_table(name, weights, vocabulary_size):
-    """One weight per id as float32 `[vocabulary_size]`, checked."""
-    try:
-        weights = weights if hasattr(weights, "__array__") else list(weights)
-        with np.errstate(over="ignore"):
-            values = np.asarray(weights, "float32")
-    except (TypeError, ValueError):
-        values = np.zeros(())
-    expected = (
-        f"`{name}` must hold a finite number >= 0 for each of {vocabulary_size} ids, not all 0."
-    )
-    require(values.shape == (vocabulary_size,), expected, shape=values.shape)
-    wrong = values[~(np.isfinite(values) & (values >= 0))]
-    require(wrong.size == 0 and values.any(), expected, **{name: wrong[:3].tolist() or "all 0"})
-    return values
-
-
 def word_list(name, words, vocabulary_size):
     """Words as tuples of ids, checked."""
     given = list(words) if np.iterable(words) else []

@@ -1,9 +1,10 @@
 """One uniform number, three shares: hide, swap, keep."""
 
+import numpy as np
 import pytest
 from keras import ops
 
-from keras_dynmask.corruption import corrupt
+from keras_dynmask.corruption import corrupt, roles
 
 T, F = True, False
 MASK = 1
@@ -28,6 +29,14 @@ def test_the_role_falls_into_one_of_three_shares(hide, swap, role, shown):
 @pytest.mark.parametrize("role", [0.0, 0.85, 0.95])
 def test_what_is_not_selected_is_shown_as_it_is(role):
     assert corrupted([7, 8], [F, T], [role, 0.0], [4, 5], 0.8, 0.1) == [7, MASK]
+
+
+def test_the_roles_are_read_off_what_is_shown():
+    shown, original = np.array([MASK, 5, 9, MASK]), np.array([7, 8, 9, MASK])
+    hidden, swapped, kept = (ops.convert_to_numpy(role) for role in roles(shown, original, MASK))
+    assert hidden.tolist() == [T, F, F, T]
+    assert swapped.tolist() == [F, T, F, F]
+    assert kept.tolist() == [F, F, T, F]
 
 
 def test_an_empty_row_stays_empty():
