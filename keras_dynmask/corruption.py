@@ -1,6 +1,6 @@
 """How a selected token is shown: hidden, swapped or kept."""
 
-from keras import ops
+from keras_dynmask.arrays import ops
 
 
 def corrupt(token_ids, selected, role, replacements, mask_token_id, hide_rate, swap_rate):

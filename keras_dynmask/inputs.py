@@ -4,8 +4,8 @@ import sys
 
 import keras
 import numpy as np
-from keras import ops
 
+from keras_dynmask.arrays import ops
 from keras_dynmask.errors import require, whole
 
 # What the masking reads beside `token_ids`, of the same shape.

@@ -3,13 +3,14 @@
 import math
 import secrets
 import sys
+import threading
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_dynmask import noise
+from keras_dynmask.arrays import is_foreign, numpy_in_force, ops, ops_of
 from keras_dynmask.corruption import corrupt
 from keras_dynmask.errors import flag, real, require, token_ids_below, whole
 from keras_dynmask.inputs import as_features, checked_step, standardize
@@ -50,6 +51,9 @@ ONE_HAS_NO_RATE = (
     "`at_least_one` must be False with `inverse_rate_weights`, unless tokens are selected by an "
     "exact count: what is selected for want of another has no rate to weigh by."
 )
+
+
+_COUNTING = threading.Lock()
 
 
 class Budget(NamedTuple):
@@ -385,17 +389,21 @@ class DynamicMasking(keras.layers.Layer):
                 return super().__call__(features, **_given(arguments))  # a model is being built
             if training is None and alone:
                 arguments["training"] = True
-            tensors, restore = standardize(features, self.vocabulary_size)
-            masked = super().__call__(tensors, **_given(arguments))
-            return {**features, **restore(masked)}
+            # Keras calls layers on no tensors but its backend's.
+            call = self.call if is_foreign(features["token_ids"]) else super().__call__
+            return self._on_tensors(features, lambda tensors: call(tensors, **_given(arguments)))
         finally:
             self._maybe_reset_call_context()
 
+    def _on_tensors(self, features, function):
+        """What a function makes of features, in the form in which the caller brought them."""
+        with ops_of(features["token_ids"]):
+            tensors, restore = standardize(features, self.vocabulary_size)
+            return {**features, **restore(function(tensors))}
+
     def call(self, inputs, training=None, step=None):
         features = as_features(inputs)
-        if training:
-            return self.mask(features, step, self.mask_selection_length)
-        return self._untouched(features)
+        return self.mask(features, step) if training else self._untouched(features)
 
     def compute_mask(self, inputs, previous_mask=None):
         return None  # Keras' own mask is about padding: `padding_mask` says it
@@ -407,25 +415,79 @@ class DynamicMasking(keras.layers.Layer):
         """
         ids = inputs["token_ids"]
         rows = inputs.get("row_ids", ops.arange(ops.shape(ids)[0], dtype="int32"))
-        moment = self.step + 0 if step is None else step  # a copy: the counter moves on
+        moment = self._next_step(ids) if step is None else step
         keys = noise.row_keys(self.seed, (moment, replica_id()), noise.words(rows))
-        if step is None:
-            self.step.assign_add(1)
-            if _in_tf_data():
-                # Parallel calls race for the counter: they may read the same step,
-                # but they do not mask the same row.
-                keys = noise.threefry(keys, self._content(inputs))
-        return self._mask(inputs, keys, moment, True, selection_length)
+        if step is None and _in_tf_data():
+            # Parallel calls race for the counter: they may read the same step, but they
+            # do not mask the same row.
+            keys = noise.threefry(keys, self._content(inputs))
+        return self._mask(inputs, keys, moment, True, self._capacity(selection_length))
 
     def mask_fixed(self, inputs, selection_length=None):
-        """The call in evaluation, on a dict of tensors `[batch, length]`.
+        """Masks as a model's `evaluate` does: by the seed and the row's own content.
 
-        Masks depend on the seed and the row's own content: the same example has the
-        same mask in every epoch, order, batch size and process, and at any padding
-        length.
+        The same example has the same mask in every epoch, order, batch size, process and
+        replica, on every backend, and at any padding length. `dataset.map(mask_fixed)`
+        makes validation data.
+
+        Args:
+            inputs: as in a call.
+            selection_length: as in `mask`.
         """
-        keys = noise.row_keys(self.seed, noise.TIMELESS, self._content(inputs))
-        return self._mask(inputs, keys, 0, False, selection_length)
+
+        def fixed(tensors):
+            keys = noise.row_keys(self.seed, noise.TIMELESS, self._content(tensors))
+            return self._mask(tensors, keys, 0, False, self._capacity(selection_length))
+
+        return self._on_tensors(as_features(inputs), fixed)
+
+    def _capacity(self, selection_length):
+        return self.mask_selection_length if selection_length is None else selection_length
+
+    def mask_arrays(self, inputs, training=True, step=0):
+        """The call on NumPy arrays, in NumPy: the same bits, without the backend's help.
+
+        For input pipelines whose workers know no framework (Grain, a PyTorch
+        `DataLoader`). The step is the caller's: the layer's counter stays as it is.
+
+        Args:
+            inputs: as in a call; arrays or lists.
+            training: bool.
+            step: int.
+
+        Returns:
+            As a call, in arrays.
+
+        Raises:
+            ValueError: as a call.
+
+        Example:
+
+        >>> masking = DynamicMasking(100, 0.5, mask_token_id=1, seed=7)
+        >>> in_numpy = masking.mask_arrays([[11, 12, 13, 14]], step=3)
+        >>> in_keras = masking([[11, 12, 13, 14]], step=3)
+        >>> in_numpy["token_ids"].tolist() == in_keras["token_ids"].numpy().tolist()
+        True
+        """
+        training, step = flag("training", training), whole("step", step, 0)
+        with numpy_in_force():
+            return self._on_tensors(
+                as_features(inputs), lambda arrays: self.call(arrays, training, step)
+            )
+
+    def _next_step(self, ids):
+        """The step; and the counter moves on."""
+        if is_foreign(ids):
+            return ops.from_host(self._count_up, 0, "int32")
+        step = self.step + 0  # a copy
+        self.step.assign_add(1)
+        return step
+
+    def _count_up(self, _):
+        with _COUNTING:  # tf.data calls from many threads
+            step = int(keras.ops.convert_to_numpy(self.step))
+            self.step.assign(step + 1)
+            return step
 
     def _rate_of(self, training):
         its_own = not training and self.evaluation_rate is not None

@@ -16,8 +16,8 @@ from position to word is a permutation, so two positions never tie.
 """
 
 import keras
-from keras import ops
 
+from keras_dynmask.arrays import ops
 from keras_dynmask.selection import scaled
 
 # What a word is for. Streams never share noise.

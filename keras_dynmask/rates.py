@@ -1,10 +1,10 @@
 """How many: a rate for every row, from a number, a pair or a schedule."""
 
 import keras
-from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_dynmask import noise
+from keras_dynmask.arrays import from_keras, ops
 from keras_dynmask.errors import is_real, real, require
 from keras_dynmask.selection import in_shares, scaled
 
@@ -59,7 +59,7 @@ def rate_at(rate, step, keys, spread):
             from its own key alone.
     """
     if isinstance(rate, LearningRateSchedule):
-        rate = ops.cast(rate(step), "float32")
+        rate = from_keras(rate, step)
         return ops.clip(ops.where(ops.isnan(rate), 0.0, rate), 0.0, 1.0)
     if isinstance(rate, float):
         return rate

@@ -1,9 +1,9 @@
 """What a swapped token is shown as: tables from the constructor's arguments, and draws."""
 
 import numpy as np
-from keras import ops
 
 from keras_dynmask import noise
+from keras_dynmask.arrays import ops
 from keras_dynmask.errors import require, token_ids_below
 from keras_dynmask.units import count_in_unit, highest_in_unit
 

@@ -6,7 +6,8 @@ position is favoured, whatever the setting.
 """
 
 import numpy as np
-from keras import ops
+
+from keras_dynmask.arrays import ops
 
 
 def count_positions(chosen):

@@ -5,7 +5,7 @@ words. Two dials make all four, and data from the caller makes any other. Docume
 that share a row are numbered like units, and edges that no unit crosses.
 """
 
-from keras import ops
+from keras_dynmask.arrays import ops
 
 
 def unit_begins(may_begin, boundary, edges, coin, mean_span_length):
