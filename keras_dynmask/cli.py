@@ -40,7 +40,7 @@ def main(argv=None):
 
 def pretrain(output, resume, **options):
     need_extra("text", "tokenizers", "matplotlib")
-    from keras_dynmask import text, training
+    from keras_dynmask import training
     from keras_dynmask.filling import fill_mask
 
     output = pathlib.Path(output)
@@ -73,19 +73,17 @@ def pretrain(output, resume, **options):
         f"held-out perplexity   {report['perplexity']:.1f}\n"
     )
     print(f"{report['example']}\n  ({report['example_word']!r} stood there)")
-    tokenizer = text.load_tokenizer(output / "tokenizer.json")
-    _print_guesses(fill_mask(training.load_model(output), tokenizer, report["example"]))
+    _print_guesses(fill_mask(*training.load_trained(output), report["example"]))
     print(f"\n{output}/ holds {', '.join(sorted(path.name for path in output.iterdir()))}.")
 
 
 def fill(directory, sentence, top):
     need_extra("text", "tokenizers")
-    from keras_dynmask import text, training
+    from keras_dynmask import training
     from keras_dynmask.filling import fill_mask
 
-    model = training.load_model(directory)
-    tokenizer = text.load_tokenizer(pathlib.Path(directory) / "tokenizer.json")
-    _print_guesses(fill_mask(model, tokenizer, sentence, whole("top", top, 1)))
+    whole("top", top, 1)
+    _print_guesses(fill_mask(*training.load_trained(directory), sentence, top))
 
 
 def show(sentences, model, rate, span, whole_words, independent, settings, steps, seed, output):
@@ -126,9 +124,10 @@ def export(directory, output):
     from keras_dynmask import training
 
     output = pathlib.Path(output or pathlib.Path(directory) / "saved_model")
-    require(not output.exists(), "`output` must not exist yet.", output=str(output))
+    training.require_free(output)
     model = training.load_model(directory)
     with training.replacing(output) as path:
+        path.mkdir(parents=True)  # refused here, not in TensorFlow's own words
         model.export(path)
     print(f"{output} serves token ids to logits (`serve`) and hidden states (`encode`).")
 

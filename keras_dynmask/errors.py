@@ -29,7 +29,7 @@ def whole(name, value, low, high=None):
     """`value` as an int in [low, high]."""
     try:
         number = operator.index(value)  # NumPy integers too, but neither 3.0 nor "3"
-    except TypeError:
+    except (TypeError, AttributeError):
         number = None
     bounds = f"at least {low}" if high is None else f"in [{low}, {high}]"
     in_bounds = number is not None and low <= number and (high is None or number <= high)

@@ -23,7 +23,7 @@ def fill_mask(model, tokenizer, sentence, top=5):
         model: a `MaskedLanguageModel`.
         tokenizer: its `tokenizers.Tokenizer`.
         sentence: str, with at least one `[MASK]`.
-        top: int, how many guesses for each.
+        top: int, how many guesses for each, at most.
 
     Returns:
         For each `[MASK]` a list of `Guess`, most probable first. Special tokens are
@@ -36,7 +36,9 @@ def fill_mask(model, tokenizer, sentence, top=5):
     places = np.flatnonzero(ids[0] == tokenizer.token_to_id(text.MASK))
     require(len(places) > 0, f"`sentence` must hold {text.MASK}.", sentence=sentence)
     logits = np.array(ops.convert_to_numpy(model(ids, training=False)), "float64")[0, places]
-    logits[:, text.special_ids(tokenizer)] = -np.inf
+    special = text.special_ids(tokenizer)
+    top = min(top, logits.shape[1] - len(special))
+    logits[:, special] = -np.inf
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     return [

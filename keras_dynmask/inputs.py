@@ -11,6 +11,7 @@ from keras_dynmask.errors import require, whole
 # What the masking reads beside `token_ids`, of the same shape.
 PER_POSITION = ("padding_mask", "selectable", "selection_weights", "begins", "segment_ids")
 READ = ("token_ids", *PER_POSITION, "row_ids")
+NUMBERS = ("bool", "int", "uint", "float16", "float32", "float64", "bfloat16")
 MADE = ("token_ids", "mask_positions", "mask_ids", "mask_weights")
 
 
@@ -52,7 +53,7 @@ def standardize(features, vocabulary_size):
 
 def checked_step(step):
     """A step, as given: a whole number or an integer tensor."""
-    if hasattr(step, "dtype"):
+    if hasattr(step, "dtype") and hasattr(step, "shape"):
         shape = tuple(step.shape)
         require(
             is_integer(step) and all(size in (1, None) for size in shape),
@@ -66,7 +67,16 @@ def checked_step(step):
 
 def is_integer(value):
     """Whether an array or tensor holds integers, and no bools."""
-    return keras.backend.standardize_dtype(value.dtype).startswith(("int", "uint"))
+    return _dtype(value).startswith(("int", "uint"))
+
+
+def _dtype(value):
+    """The name of an array's or a tensor's dtype, also of one that Keras does not know."""
+    dtype = getattr(value, "dtype", None)
+    try:
+        return "none" if dtype is None else keras.backend.standardize_dtype(dtype)
+    except ValueError:
+        return str(dtype)
 
 
 def is_ragged(value):
@@ -79,7 +89,10 @@ def _as_array(name, value):
     """Lists as arrays; rows of unequal length as a `tf.RaggedTensor`."""
     if not isinstance(value, (list, tuple)):
         return value
-    nested = [isinstance(row, list | tuple) or np.ndim(row) > 0 for row in value]
+    try:
+        nested = [np.ndim(row) for row in value]
+    except ValueError:  # a row of rows of unequal length
+        nested = [0, 1]
     require(len(set(nested)) < 2, f"`{name}` must be one row, or a list of rows.", **{name: value})
     if any(nested) and len({len(row) for row in value}) > 1:
         require(
@@ -119,7 +132,8 @@ def check_weights(weights):
     """That weights are finite and not negative, where their values are at hand."""
     known = _known(weights)
     if known is not None:
-        known = np.asarray(known, "float32")
+        with np.errstate(over="ignore"):
+            known = np.asarray(known, "float32")
         wrong = known[~(np.isfinite(known) & (known >= 0))]
         require(
             wrong.size == 0,
@@ -131,7 +145,12 @@ def check_weights(weights):
 def _known(values):
     """An array, where the values are at hand: not in a graph."""
     flat = values.flat_values if is_ragged(values) else values
-    at_hand = isinstance(flat, np.ndarray) or type(flat).__name__ == "EagerTensor"
+    kind = type(flat).__name__
+    at_hand = (
+        isinstance(flat, np.ndarray)
+        or kind == "EagerTensor"
+        or (kind == "ArrayImpl" and flat.is_fully_addressable)  # JAX; not another process's
+    )
     return np.asarray(flat) if at_hand else None
 
 
@@ -142,12 +161,15 @@ def _check_companions(features):
         if name in features:
             _check_shape(name, features[name], shape, "`token_ids`")
             _check_row_lengths(name, features[name], features["token_ids"])
+            is_number = _dtype(features[name]).startswith(NUMBERS)
+            require(is_number, f"`{name}` must be numbers.", dtype=_dtype(features[name]))
     if "selection_weights" in features:
         check_weights(features["selection_weights"])
     if "row_ids" in features:
         _check_shape("row_ids", features["row_ids"], shape[:-1], "`token_ids` without its length")
-        row_ids = ops.convert_to_tensor(features["row_ids"])
-        require(is_integer(row_ids), "`row_ids` must be integers.", dtype=row_ids.dtype)
+        row_ids = features["row_ids"]
+        require(is_integer(row_ids), "`row_ids` must be integers.", dtype=_dtype(row_ids))
+        row_ids = ops.convert_to_tensor(row_ids)
         known = _known(features["row_ids"])
         if known is not None and known.size:
             bounds = np.iinfo(keras.backend.standardize_dtype(row_ids.dtype))
@@ -169,7 +191,8 @@ def _check_shape(name, value, expected, like):
 
 
 def _check_row_lengths(name, value, token_ids):
-    if is_ragged(value) and is_ragged(token_ids):
+    if is_ragged(value):
+        require(is_ragged(token_ids), f"`{name}` must be ragged only where `token_ids` are.")
         lengths, expected = value.row_lengths(), token_ids.row_lengths()
         if type(lengths).__name__ == "EagerTensor":
             require(

@@ -93,8 +93,9 @@ class DynamicMasking(keras.layers.Layer):
     `mask_dataset` has no race.
 
     Args:
-        vocabulary_size: int, the number of ids; `token_ids` lie below it. In eager
-            mode arrays and lists are checked, in a graph they are not.
+        vocabulary_size: int, the number of ids; `token_ids` lie below it. Eager calls
+            refuse others. In a graph nobody looks: TensorFlow on the CPU stops with its own
+            error, XLA takes an id above for the last, JAX leaves it unselected.
         mask_selection_rate: float in [0, 1], the share of the selectable tokens
             that is selected; or a pair `(low, high)`, one rate per row, uniform
             between them and in a training batch evenly spread (drawn from the row
@@ -230,11 +231,11 @@ class DynamicMasking(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
 
-        size = self.vocabulary_size = whole("vocabulary_size", vocabulary_size, 1)
+        size = self.vocabulary_size = whole("vocabulary_size", vocabulary_size, 1, 2**31 - 1)
         self.mask_selection_rate = checked_rate("mask_selection_rate", mask_selection_rate)
         self.mask_token_id = whole("mask_token_id", mask_token_id, 0, size - 1)
         self.mask_selection_length = _unless_none(
-            whole, "mask_selection_length", mask_selection_length, 1
+            whole, "mask_selection_length", mask_selection_length, 1, 2**31 - 1
         )
         self.unselectable_token_ids = token_ids_below(
             "unselectable_token_ids", unselectable_token_ids, size
@@ -503,11 +504,10 @@ class DynamicMasking(keras.layers.Layer):
         given, known = inputs.get("selection_weights"), self.selection_weights
         if given is None and known is None:
             return None
-        weights = 1.0 if given is None else ops.cast(given, "float32")
+        weights = 1.0 if given is None else _normal(ops.cast(given, "float32"))
         if known is not None:
             weights = weights * ops.take(known, ops.cast(inputs["token_ids"], "int32"))
-        # Neither NaN nor what some processors take for 0.
-        return ops.where(weights >= 2.0**-126, weights, 0.0)
+        return _normal(weights)
 
     def selection_capacity(self, inputs, training=True):
         """A size for the targets that is small and holds what is selected of `inputs`.
@@ -708,6 +708,11 @@ class DynamicMasking(keras.layers.Layer):
     def _content(self, inputs):
         ids = ops.cast(inputs["token_ids"], "int32")
         return noise.content_words(ids, self._is_token(inputs))
+
+
+def _normal(weights):
+    """Weights without NaN and without what some processors take for 0."""
+    return ops.where(weights >= 2.0**-126, weights, 0.0)
 
 
 def _in_tf_data():

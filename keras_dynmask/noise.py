@@ -88,8 +88,11 @@ def words(numbers):
     """Integers `[batch]` as two int32 words `[batch, 1]`."""
     numbers = ops.expand_dims(numbers, 1)
     dtype = keras.backend.standardize_dtype(numbers.dtype)
-    high = ops.right_shift(numbers, 32) if dtype.endswith("64") else ops.zeros_like(numbers)
-    return ops.cast(numbers, "int32"), ops.cast(high, "int32")
+    low = ops.cast(numbers, "int32")
+    if dtype.endswith("64"):
+        return low, ops.cast(ops.right_shift(numbers, 32), "int32")
+    # The sign, as 64 bits would have it.
+    return low, ops.zeros_like(low) if dtype.startswith("u") else ops.right_shift(low, 31)
 
 
 def content_words(token_ids, counts):

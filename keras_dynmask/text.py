@@ -3,7 +3,9 @@
 The tokenizer is Hugging Face's `tokenizers`, which comes with the extra `text`.
 """
 
+import contextlib
 import glob
+import json
 import math
 import pathlib
 
@@ -69,33 +71,23 @@ def train_tokenizer(documents, vocabulary_size):
     which it first meets the continuing letters, and that order is random: so they are
     given to it beforehand, sorted.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import models, trainers
 
-    normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
-    words = pre_tokenizers.BertPreTokenizer()
-
-    def tokenizer(model):
-        new = Tokenizer(model)
-        new.normalizer, new.pre_tokenizer = normalizer, words
-        new.decoder = decoders.WordPiece()
-        return new
-
+    learner = _wordpiece(models.WordPiece(unk_token=UNKNOWN))
+    split, normalize = learner.pre_tokenizer.pre_tokenize_str, learner.normalizer.normalize_str
     continuing_letters = {
         f"##{letter}"
         for document in documents
-        for word, _ in words.pre_tokenize_str(normalizer.normalize_str(document))
+        for word, _ in split(normalize(document))
         for letter in word[1:]
     }
-    learner = tokenizer(models.WordPiece(unk_token=UNKNOWN))
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary_size,
         special_tokens=[*SPECIAL_TOKENS, *sorted(continuing_letters)],
         show_progress=False,
     )
     learner.train_from_iterator(documents, trainer)
-    learnt = tokenizer(models.WordPiece(learner.get_vocab(), unk_token=UNKNOWN))
-    learnt.add_special_tokens(list(SPECIAL_TOKENS))
-    return learnt
+    return _tokenizer_of(learner.get_vocab())
 
 
 def load_tokenizer(path):
@@ -106,13 +98,30 @@ def load_tokenizer(path):
     """
     from tokenizers import Tokenizer
 
-    try:
+    with reading(path, "a tokenizer file that pretrain wrote"):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"`{path}` must be a tokenizer file. Received: {error}") from error
-    missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
-    require(not missing, f"`{path}` must be a tokenizer that pretrain wrote.", missing=missing)
+        vocabulary = tokenizer.get_vocab()
+        ids = sorted(vocabulary.values())
+        require(ids == list(range(len(ids))), "Ids must be numbered through.", ids=ids)
+        special = [vocabulary.get(token) for token in SPECIAL_TOKENS]
+        require(special == [0, 1, 2, 3], f"{SPECIAL_TOKENS} must be ids 0 to 3.", ids=special)
+        found, made = (json.loads(each.to_str()) for each in (tokenizer, _tokenizer_of(vocabulary)))
+        other = [name for name in made if found.get(name) != made[name]]
+        require(not other, "It must split text as pretrain does.", other=other)
     return tokenizer
+
+
+@contextlib.contextmanager
+def reading(path, expected):
+    """Whatever goes wrong with a file in the block, it is refused as not `expected`."""
+    try:
+        yield
+    except Exception as error:  # archives, HDF5, CSV and JSON each have their own
+        reason = " ".join(str(error).split()) or "nothing"
+        reason = reason if len(reason) <= 300 else f"{reason[:300]}..."
+        if not isinstance(error, ValueError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise ValueError(f"`{path}` must be {expected}. Received: {reason}") from error
 
 
 def special_ids(tokenizer):
@@ -142,6 +151,25 @@ def unigram_loss(train_rows, held_out_rows, vocabulary_size, ignored_ids):
     counts[list(ignored_ids)] = 0
     tokens = held_out_rows[~np.isin(held_out_rows, list(ignored_ids))]
     return float(-np.log(counts[tokens] / counts.sum()).mean())
+
+
+def _tokenizer_of(vocabulary):
+    """The tokenizer with this vocabulary, a dict from token to id."""
+    from tokenizers import models
+
+    tokenizer = _wordpiece(models.WordPiece(vocabulary, unk_token=UNKNOWN))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return tokenizer
+
+
+def _wordpiece(model):
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
 
 
 def _read(name):

@@ -16,13 +16,15 @@ import numpy as np
 from keras_dynmask import text
 from keras_dynmask.adaptive import AdaptiveSelection
 from keras_dynmask.encoder import TransformerEncoder
-from keras_dynmask.errors import require, whole
+from keras_dynmask.errors import flag, is_real, real, require, whole
 from keras_dynmask.filling import masked_example
+from keras_dynmask.inputs import check_ids
 from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.model import MaskedLanguageModel
 from keras_dynmask.vocabulary import continuation_ids
 
 MASKING = ("dynamic", "static", "adaptive")
+POSITIVE = {"mask_selection_rate": 1, "validation_share": 0.5, "learning_rate": 0.5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,12 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
+        require(
+            isinstance(self.corpus, tuple | list)
+            and all(isinstance(pattern, str | os.PathLike) for pattern in self.corpus),
+            "`corpus` must be a list of files or glob patterns.",
+            corpus=self.corpus,
+        )
         object.__setattr__(self, "corpus", tuple(str(pattern) for pattern in self.corpus))
         require(
             self.masking in MASKING,
@@ -60,18 +68,21 @@ class Recipe:
         )
         for name in ("length", "batch_size", "epochs", "num_layers", "num_heads"):
             whole(name, getattr(self, name), 1)
-        require(
-            0 < self.mask_selection_rate <= 1,
-            "`mask_selection_rate` must be in (0, 1].",
-            mask_selection_rate=self.mask_selection_rate,
-        )
+        for name in ("hidden_dim", "intermediate_dim"):
+            whole(name, getattr(self, name), 2)
         whole("vocabulary_size", self.vocabulary_size, 2 * len(text.SPECIAL_TOKENS))
         whole("seed", self.seed, 0, 2**32 - 1)
-        for name in ("validation_share", "learning_rate"):
+        flag("whole_words", self.whole_words)
+        real("mean_span_length", self.mean_span_length, 1)
+        real("dropout", self.dropout, 0, 1 - 1e-6)
+        real("warmup_share", self.warmup_share, 0, 1)
+        real("weight_decay", self.weight_decay, 0)
+        for name, highest in POSITIVE.items():
+            value = getattr(self, name)
             require(
-                0 < getattr(self, name) <= 0.5,
-                f"`{name}` must be in (0, 0.5].",
-                **{name: getattr(self, name)},
+                is_real(value, 0, highest) and value > 0,
+                f"`{name}` must be in (0, {highest}].",
+                **{name: value},
             )
 
     def read_corpus(self):
@@ -214,10 +225,22 @@ def partial_directory(output):
     """Where a run works until it is finished, and `output` is there.
 
     Raises:
-        ValueError: where it is.
+        ValueError: where it is, or can't be.
     """
-    require(not output.exists(), "`output` must not exist yet.", output=str(output))
+    require_free(output)
     return output.with_name(output.name + ".partial")
+
+
+def require_free(output):
+    """That there is nothing at `output`, and that a directory can be made there."""
+    place = pathlib.Path(os.path.abspath(output))  # of "new/.." too
+    require(not os.path.lexists(place), "`output` must not exist yet.", output=str(output))
+    above = next(folder for folder in place.parents if os.path.lexists(folder))
+    require(
+        above.is_dir() and os.access(above, os.W_OK),
+        "`output` must lie in a directory that one may write to.",
+        output=str(output),
+    )
 
 
 def train(recipe, output, *, resume=False, announce=lambda message: None, live=False):
@@ -248,8 +271,8 @@ def train(recipe, output, *, resume=False, announce=lambda message: None, live=F
     partial = partial_directory(output)
     if resume:
         require(
-            (partial / "rows.npz").exists(),
-            f"There is no interrupted run to resume: no {partial}.",
+            (partial / "rows.npz").is_file(),
+            f"There is no interrupted run to resume: {partial} has no rows.npz.",
             output=str(output),
         )
     else:
@@ -284,25 +307,73 @@ def load_recipe(directory):
         ValueError: where there is none.
     """
     path = _file_of(directory, "recipe.json")
-    try:
-        return Recipe(**json.loads(path.read_text()))
-    except (OSError, TypeError, ValueError) as error:
-        reason = f"`{path}` must be a recipe that pretrain wrote. Received: {error}"
-        raise ValueError(reason) from error
+    with text.reading(path, "a recipe that pretrain wrote"):
+        settings = json.loads(path.read_text())
+        names = {field.name for field in dataclasses.fields(Recipe)}
+        require(settings.keys() == names, "It must hold all settings.", names=list(settings))
+        return Recipe(**settings)
 
 
 def load_model(directory):
     """The trained model of a directory that `train` made.
 
     Raises:
-        ValueError: where there is none, or it is broken.
+        ValueError: where there is none, or it is broken or of another make.
     """
-    path = _file_of(directory, "model.keras")
-    try:
-        return keras.models.load_model(path)
-    except Exception as error:  # zip, HDF5 and JSON each have their own
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"`{path}` must be a whole model file. Received: {reason}") from error
+    return read_model(_file_of(directory, "model.keras"))
+
+
+def load_trained(directory):
+    """The trained model of a directory that `train` made, and its tokenizer.
+
+    Raises:
+        ValueError: where one is missing, broken or of another make, or they differ in
+            their vocabulary.
+    """
+    model, path = load_model(directory), _file_of(directory, "tokenizer.json")
+    tokenizer = text.load_tokenizer(path)
+    _require_vocabulary(path, tokenizer, model)
+    return model, tokenizer
+
+
+def read_model(path):
+    """A `MaskedLanguageModel` from a file, of which nothing is run.
+
+    Raises:
+        ValueError: where it holds none.
+    """
+    with text.reading(path, "a whole model file that pretrain wrote"):
+        model = keras.models.load_model(path, safe_mode=True)
+        is_ours = isinstance(model, MaskedLanguageModel)
+        require(is_ours, "It must hold a MaskedLanguageModel.", model=type(model).__name__)
+    return model
+
+
+def read_rows(path, length, vocabulary_size):
+    """The rows to train on and those that are held out, int32 `[rows, length]` each.
+
+    Raises:
+        ValueError: where the file is broken or of another make.
+    """
+    with text.reading(path, f"rows of {length} ids that pretrain packed"):
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = arrays["rows"], arrays["held_out_rows"]
+        for rows in found:
+            require(
+                rows.dtype == "int32" and rows.ndim == 2 and rows.shape[1] == length and len(rows),
+                f"Rows must be int32 [rows, {length}].",
+                dtype=rows.dtype,
+                shape=rows.shape,
+            )
+            check_ids(rows, vocabulary_size)
+    return found
+
+
+def _require_vocabulary(path, tokenizer, model):
+    size, known = tokenizer.get_vocab_size(), model.masking.vocabulary_size
+    require(
+        size == known, f"`{path}` must be the model's tokenizer, of {known} ids.", received=size
+    )
 
 
 def _file_of(directory, name):
@@ -317,15 +388,17 @@ def _file_of(directory, name):
 
 def _train(recipe, partial, output, announce, live):
     tokenizer = text.load_tokenizer(partial / "tokenizer.json")
-    arrays = np.load(partial / "rows.npz")
-    rows, held_out_rows = arrays["rows"], arrays["held_out_rows"]
+    vocabulary_size = tokenizer.get_vocab_size()
+    rows, held_out_rows = read_rows(partial / "rows.npz", recipe.length, vocabulary_size)
     steps_per_epoch = len(ShuffledRows(rows, recipe.batch_size, recipe.seed))
 
     checkpoint = partial / "checkpoint.keras"
     if checkpoint.exists():
-        model = keras.models.load_model(checkpoint)
+        model = read_model(checkpoint)
+        _require_vocabulary(partial / "tokenizer.json", tokenizer, model)
+        require(model.compiled, f"`{checkpoint}` must hold a compiled model.", compiled=False)
         epoch = int(model.optimizer.iterations) // steps_per_epoch
-        history = read_history(partial / "history.csv")[:epoch]
+        history = read_history(partial / "history.csv", epoch, model)
     else:
         model = recipe.build_model(tokenizer, recipe.epochs * steps_per_epoch)
         epoch, history = 0, []
@@ -403,9 +476,23 @@ def write_history(path, history):
         writer.writerows(history)
 
 
-def read_history(path):
-    with open(path, newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+def read_history(path, epochs, model):
+    """The first epochs of a history: what `model` logs, by its name.
+
+    Raises:
+        ValueError: where the file is broken or of another make.
+    """
+    logged = [f"{prefix}{metric.name}" for prefix in ("", "val_") for metric in model.metrics]
+    with text.reading(path, f"a history of {epochs} epochs that pretrain wrote"):
+        content = path.read_bytes().decode()
+        require(content.endswith("\n"), "It must end with a line.", end=content[-20:])
+        rows = list(csv.DictReader(content.splitlines(), strict=True))[:epochs]
+        rows = [{name: float(value) for name, value in row.items()} for row in rows]
+        for row in rows:
+            expected = "It must name what is logged."
+            require(row.keys() == {"epoch", *logged}, expected, names=list(row))
+        numbers = [row["epoch"] for row in rows]
+        require(numbers == list(range(1, epochs + 1)), "It must hold every epoch.", epochs=numbers)
     return [{**row, "epoch": int(row["epoch"])} for row in rows]
 
 
