@@ -14,7 +14,7 @@ from keras_dynmask.errors import flag, require
 from keras_dynmask.inputs import check_ids, check_weights, is_integer, is_ragged
 from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.objective import hits, states_at, token_losses, weighted_mean
-from keras_dynmask.replicas import sum_over_replicas
+from keras_dynmask.replicas import equal_share, replica_count, sum_over_replicas
 
 # Keras runs a test step and a prediction alike, with training=False; this tells them
 # apart. A context variable, because each replica's step is traced in its own thread.
@@ -157,6 +157,10 @@ class MaskedLanguageModel(keras.Model):
         if self.detailed_metrics:
             names = [f"{role}_{what}" for role in ROLES for what in ("loss", "accuracy")]
             self.details = {name: keras.metrics.Mean(name=name) for name in ["empty_rows", *names]}
+        # Keras saves no state of dropout. An attribute of the model is a weight of the model, and
+        # so in every file; each has its own, as `tf.train.Checkpoint` does not look into lists.
+        for index, state in enumerate(self._random_states()):
+            setattr(self, f"random_state_{index}", state)
         self.built = True
 
     # Forward.
@@ -306,7 +310,8 @@ class MaskedLanguageModel(keras.Model):
             self.adaptive_selection.update(labels, losses, weights)
         # Replicas' gradients are summed, so each divides by what all of them selected.
         loss = weighted_mean(losses, weights, sum_over_replicas(total))
-        return loss + sum(ops.sum(extra) for extra in self.losses)
+        extra = sum(ops.sum(each) for each in self.losses) / replica_count()
+        return equal_share(loss + extra)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         logits, labels, weights = _targets(x, y, y_pred, sample_weight)
@@ -350,24 +355,10 @@ class MaskedLanguageModel(keras.Model):
         require(format == "tf_saved_model", "`format` must be 'tf_saved_model'.", format=format)
         export_saved_model(self, filepath, dtype=dtype, verbose=verbose)
 
-    def save_own_variables(self, store):
-        super().save_own_variables(store)
-        for name, state in self._dropout_states():
-            store[name] = ops.convert_to_numpy(state)
-
-    def load_own_variables(self, store):
-        states = dict(self._dropout_states())
-        stored = {name: store[name] for name in store.keys()}  # noqa: SIM118 - an HDF5 group
-        super().load_own_variables({k: v for k, v in stored.items() if k not in states})
-        for name in states.keys() & stored.keys():
-            states[name].assign(stored[name])
-
-    def _dropout_states(self):
-        """The state of every random generator below the model: Keras saves none of them."""
-        generators = []
-        for layer in self._flatten_layers():
-            generators += getattr(layer, "_seed_generators", [])
-        return [(f"random_state_{index}", each.state) for index, each in enumerate(generators)]
+    def _random_states(self):
+        """The state of every random generator below the model: what is no weight of a layer."""
+        known = {id(weight) for weight in self.weights}
+        return [variable for variable in self.variables if id(variable) not in known]
 
     def get_config(self):
         return {

@@ -1,7 +1,5 @@
 """`AdaptiveSelection`: what is known is selected less, and evaluation does not notice."""
 
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -128,34 +126,6 @@ def test_the_callers_weights_still_count():
     weights = np.where(ids == EASY, 0.0, 1.0).astype("float32")
     out = model({"token_ids": ids, "selection_weights": weights}, training=True)
     assert not (numpy(out["mask_ids"]) == EASY).any()
-
-
-@pytest.mark.slow
-def test_replicas_hold_the_same_average_as_one_device_would():
-    script = """
-import sys
-import numpy as np, tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from keras_dynmask import AdaptiveSelection
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-with strategy.scope():
-    adaptive = AdaptiveSelection(8)
-def step():
-    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-    ids = tf.stack([3, 4 + replica])
-    adaptive.update(ids, tf.cast(ids, "float32"))
-strategy.run(tf.function(step))
-copies = strategy.experimental_local_results(adaptive.evidence.value)
-single = AdaptiveSelection(8)
-single.update(np.array([3, 4, 3, 5]), np.array([3.0, 4.0, 3.0, 5.0]))
-assert len(copies) == 2
-for copy in copies:
-    np.testing.assert_allclose(copy.numpy(), single.evidence.numpy())
-print("equal")
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert run.stdout.strip() == "equal", run.stderr[-2000:]
 
 
 def test_misuse_is_named():

@@ -5,6 +5,8 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -18,7 +20,9 @@ from scipy import stats
 from keras_dynmask import DynamicMasking, noise
 
 ALPHA = 1e-6
+Z = 4.89  # of two sides
 TESTS = pathlib.Path(__file__).parent
+ROOT = TESTS.parent
 
 
 def as_words(tensor):
@@ -65,11 +69,51 @@ def test_threefry_gives_the_known_answers_of_random123(key, counter, expected):
         (0, 0, 0, 0, 0, 4, 0x1587F5F6),
         (2**64 - 1, 2**31 - 1, 7, 2**31 - 1, 511, 3, 0xD4BC56A8),
         (20240229, 123456, 0, 31, 127, 2, 0x1AC3CEC8),
+        (0, 0, 0, 0, 0, 1, 0xE3B3BEB1),
+        (0, 0, 0, 0, 0, 2, 0x07C241B8),
+        (0, 0, 0, 0, 0, 3, 0x88BB2250),
+        (0, 0, 0, 0, 0, 5, 0x24BAF273),
+        (0, 0, 0, 0, 0, 6, 0x7408150E),
+        (0, 0, 0, 0, 0, 7, 0x7D523842),
+        (0, 0, 0, 0, 0, 8, 0x193D659A),
+        (2**32, 0, 0, 0, 0, 0, 0x7CF5D1B5),
+        (0, 2**32 - 1, 0, 0, 0, 0, 0x8738FAA8),
+        (0, 0, 2**31 - 1, 0, 0, 0, 0xA59F95EE),
+        (0, 0, 0, 2**40 + 3, 0, 0, 0x4272424A),
+        (0, 0, 0, -1, 0, 0, 0xEF0405E4),
+        (0, 0, 0, 0, 2**17 - 1, 0, 0xE919FF4A),
+        (3, 1, 4, 1, 5, 8, 0x5665CA75),
     ],
 )
 def test_frozen_bits(seed, step, replica, row, position, stream, expected):
     """A released stream never changes: whoever resumes a run needs it."""
-    keys = noise.row_keys(seed, (step, replica), noise.words(ops.convert_to_tensor([row])))
+    rows = ops.convert_to_tensor(np.array([row]))
+    keys = noise.row_keys(seed, (step, replica), noise.words(rows))
+    word = noise.bits(keys, ops.convert_to_tensor([position], dtype="int32"), stream)
+    assert int(as_words(word)[0, 0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("seed", "ids", "position", "stream", "expected"),
+    [
+        (0, [5, 6, 7], 0, 0, 0xCF6B069A),
+        (0, [5, 6, 7, 0, 0], 0, 0, 0xCF6B069A),  # padding leaves no trace
+        (0, [6, 5, 7], 0, 0, 0x8BD59C04),
+        (0, [5, 6, 7], 1, 1, 0x2BCA8E28),
+        (2**64 - 1, [101, 2003, 0, 7099, 102], 511, 2, 0x859BC3B1),
+        (7, [30521, 30521, 30521], 2, 3, 0x0FFAAB91),
+        (1, [5, 6, 7], 0, 4, 0xDE2867EA),
+        (7, [1, 2, 3], 0, 5, 0x283A847A),
+        (7, [1, 2, 3], 0, 6, 0xD6CB9CDB),
+        (7, [1, 2, 3], 0, 7, 0xA9AF47F2),
+        (20240229, [5, 6, 7, 8], 3, 8, 0xF2D73BCB),
+        (0, [0], 0, 0, 0x5374F56E),
+    ],
+)
+def test_frozen_bits_of_evaluation(seed, ids, position, stream, expected):
+    """Where the row's content, every id but 0, stands for its number, at no step."""
+    content = noise.content_words(int32([ids]), ops.convert_to_tensor([[i > 0 for i in ids]]))
+    keys = noise.row_keys(seed, noise.TIMELESS, content)
     word = noise.bits(keys, ops.convert_to_tensor([position], dtype="int32"), stream)
     assert int(as_words(word)[0, 0]) == expected
 
@@ -200,6 +244,192 @@ def test_streams_and_seeds_are_uncorrelated():
     table = np.corrcoef([block.ravel() / 2**32 for block in blocks])
     pairs = table[np.triu_indices(len(blocks), 1)]
     assert 2 * stats.norm.sf(np.abs(pairs).max() * 256) * len(pairs) > ALPHA
+
+
+def keys_of(rows, steps=1, replicas=1, seeds=1):
+    """The key of every combination, in two words `[1, combinations]` each."""
+    moment = int32(np.arange(steps)[:, None, None]), int32(np.arange(replicas)[:, None])
+    words = rows if isinstance(rows, tuple) else (int32(np.arange(rows)), int32([0]))
+    found = [noise.row_keys(seed * (2**32 + 1), moment, words) for seed in range(seeds)]
+    return tuple(
+        ops.concatenate([ops.reshape(keys[word], (1, -1)) for keys in found], axis=1)
+        for word in (0, 1)
+    )
+
+
+def contents(count):
+    """The words of rows of two tokens, of which neighbours differ in one."""
+    numbers = np.arange(count)
+    ids = np.stack([numbers // 2000, numbers % 2000], axis=1)
+    first, second = noise.content_words(int32(ids), ops.ones(ids.shape, "bool"))
+    return first[:, 0], second[:, 0]
+
+
+def ties(words):
+    """How many words came before."""
+    words = np.sort(words, axis=None)
+    return int((words[1:] == words[:-1]).sum())
+
+
+def z_of_ties(keys):
+    """How many rows have the high halves of their words at positions 0 and 1 in common with
+    an earlier one, against what is expected of independent rows."""
+    halves = [as_words(noise.bits(keys, int32([place]), noise.SELECT)) >> 16 for place in (0, 1)]
+    expected = halves[0].size ** 2 / 2**33
+    return (ties(halves[0] << 16 | halves[1]) - expected) / expected**0.5
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        lambda: keys_of(rows=2**20),
+        lambda: keys_of(rows=2**10, steps=2**10),
+        lambda: keys_of(rows=2**14, replicas=2**6),
+        lambda: keys_of(rows=2**16, seeds=2**4),
+        lambda: keys_of(rows=contents(2**20)),
+    ],
+    ids=["rows", "rows and steps", "rows and replicas", "rows and seeds", "contents"],
+)
+def test_rows_tie_as_often_as_chance(keys):
+    """Birthdays: 128 among 2**20 rows; power .99 at 75 % more or fewer."""
+    assert abs(z_of_ties(keys())) < Z
+
+
+@pytest.mark.parametrize(
+    "shortened",
+    [
+        lambda first, second: (first, noise.mix(first + 1)),
+        lambda first, second: (first, first),
+        lambda first, second: (first * 0, second),
+    ],
+    ids=["second from first", "twice the first", "second alone"],
+)
+def test_rows_with_keys_of_32_bits_tie_twice_as_often(shortened):
+    assert z_of_ties(shortened(*keys_of(rows=2**10, steps=2**10))) > Z
+
+
+def test_no_key_comes_twice_among_ten_million():
+    """Random 64 bits tie in 3 cases of a million; 32 of them 11,633 times."""
+    first, second = (as_words(word) for word in keys_of(1000, steps=100, replicas=10, seeds=10))
+    assert first.size == 10**7
+    assert ties(first.astype(np.uint64) << 32 | second) == 0
+    for word in (first, second):
+        assert abs(ties(word) - 11_633) < Z * 11_633**0.5
+
+
+PAGE = (ROOT / "docs" / "noise.md").read_text()
+MAIN = r"""
+#include <stdio.h>
+int main(void) {
+    unsigned long long seed, row;
+    unsigned step, replica, position, stream;
+    const char *form = "%llu %u %u %llu %u %u";
+    while (scanf(form, &seed, &step, &replica, &row, &position, &stream) == 6)
+        printf("%u\n", noise(seed, step, replica, row, position, stream));
+    const int32_t ids[] = {101, 2003, 0, 7099, 102};
+    const int counts[] = {1, 1, 0, 1, 1};
+    printf("%llu\n", (unsigned long long)content(ids, counts, 5));
+    return 0;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_the_page_on_noise_states_it_in_c(tmp_path):
+    (code,) = re.findall(r"```c\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "noise.c").write_text(code + MAIN)
+    warnings = ["-std=c99", "-Wall", "-Wextra", "-Werror"]
+    compiled = [tmp_path / "noise", tmp_path / "noise.c"]
+    subprocess.run(["cc", *warnings, "-o", *compiled], check=True, timeout=60)
+    random = np.random.default_rng(0)
+    places = [
+        [int(random.integers(0, 2**bits, dtype=np.uint64)) for bits in (63, 32, 32, 63, 32)]
+        for _ in range(200)
+    ]
+    places = [[*place, number % 9] for number, place in enumerate(places)]
+    text = "\n".join(" ".join(map(str, place)) for place in places)
+    done = subprocess.run(
+        [compiled[0]], input=text, capture_output=True, text=True, check=True, timeout=60
+    )
+    *found, content = map(int, done.stdout.split())
+    assert found == [bits_of(*place) for place in places]
+    first, second = oracle.content([101, 2003, 0, 7099, 102], [True, True, False, True, True])
+    assert content == second << 32 | first
+
+
+def bits_of(seed, step, replica, row, position, stream):
+    key = oracle.row_key(seed, (step, replica), oracle.row_number(row))
+    return oracle.bits(key, position, stream)
+
+
+def test_the_page_on_noise_shows_its_vectors():
+    vectors = re.findall(r"^\| (\d[\d |]+) \| `(\w{8})` \|$", PAGE, re.MULTILINE)
+    assert len(vectors) == 3
+    for numbers, word in vectors:
+        assert bits_of(*map(int, numbers.split("|"))) == int(word, 16)
+
+
+@pytest.fixture(scope="module")
+def battery():
+    """The program as a module."""
+    path = ROOT / "benchmarks" / "noise_battery.py"
+    spec = importlib.util.spec_from_file_location("noise_battery", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_battery_tests_this_noise(battery, monkeypatch):
+    battery.check()
+    monkeypatch.setattr(battery, "bits", battery.bits_by_one_mix)
+    with pytest.raises(SystemExit, match="differs from keras_dynmask.noise in stream 0"):
+        battery.check()
+
+
+def test_the_page_on_noise_shows_the_report(battery):
+    path = ROOT / "docs" / "noise_battery.csv"
+    assert path.is_file()
+    report = battery.Report(path)
+    assert set(report.streams()) == {*battery.STREAMS, *battery.CONTROLS}
+    assert report.summary() in PAGE
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([0.3], None, "PASSED"),
+        ([0.004], [0.4], "WEAK once"),
+        ([0.9951], [0.001], "WEAK twice"),
+        ([0.004], [1e-7], "FAILED"),
+        ([1 - 1e-7], None, "FAILED"),
+    ],
+)
+def test_an_outcome_of_the_battery(battery, tmp_path, first, second, expected):
+    report = battery.Report(tmp_path / "report.csv")
+    report.add("row", "-d 0", 1, "birthdays", first, 100)
+    if second:
+        report.add("row", "-d 0", 2, "birthdays", second, 400)
+    again = battery.Report(tmp_path / "report.csv")
+    assert list(again.outcomes("row")) == [("birthdays", expected)]
+
+
+def test_the_battery_counts_ties(battery):
+    """2,047 are expected of 2**22 words; twice as many where the lowest bit is always 1."""
+    words = np.random.default_rng(0).integers(0, 2**32, 2**22, dtype=np.uint32)
+    for sample, ratio in ((words, 1), (words | 1, 2)):
+        found, expected, spread = battery.counted_ties(iter(np.split(sample, 16)), 2**22)
+        assert (round(expected), round(spread)) == (2047, 45)
+        assert abs(found - ratio * expected) < Z * spread * ratio
+
+
+def test_the_battery_sees_neighbours(battery):
+    """Words of which every second has its bit 1 from bit 4 of the one before."""
+    words = np.random.default_rng(0).integers(0, 2**32, 2**17, dtype=np.uint32)
+    copied = words.copy()
+    copied[1::2] = words[1::2] & ~np.uint32(2) | words[0::2] >> 3 & 2
+    for sample, expected in ((words, "PASSED"), (copied, "FAILED")):
+        _, (p,), _ = battery.neighbours(iter(np.split(sample, 16)), 1)
+        assert battery.verdict(p) == expected
 
 
 TABLE = [0.3 * (token % 11) for token in range(100)]
