@@ -1,6 +1,5 @@
 """`AdaptiveSelection`: what is known is selected less, and evaluation does not notice."""
 
-
 import keras
 import numpy as np
 import pytest
