@@ -54,6 +54,23 @@ def test_the_readme_names_every_file():
         assert f"  {path.name} " in readme
 
 
+def test_every_guarantee_names_tests_that_there_are():
+    table = (ROOT / "docs" / "guarantees.md").read_text()
+    commands = re.findall(r"`(test_\w+\.py)(?: -k (\w+|\"[\w ]+\"))?`", table)
+    assert len(commands) > 20
+    for file, words in commands:
+        names = re.findall(r"^def (test_\w+)", (ROOT / "tests" / file).read_text(), re.MULTILINE)
+        for word in words.strip('"').split(" or "):
+            assert any(word in name for name in names), (file, word)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_pages_link_to_what_there_is(page):
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
+    assert all((page.parent / link).exists() for link in links)
+    assert f"docs/{page.name}" in (ROOT / "README.md").read_text()
+
+
 def test_the_readme_names_every_picture():
     readme = (ROOT / "README.md").read_text()
     pictures = re.findall(r"!\[.+?\]\((.+?)\)", readme)

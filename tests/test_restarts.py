@@ -1,9 +1,11 @@
 """Restarts: what a stopped run leaves, and how it goes on."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -176,6 +178,23 @@ def test_tf_data_goes_on_at_any_step(tmp_path):
     path = tf.train.Checkpoint(half).save(tmp_path / "checkpoint")
     tf.train.Checkpoint(resumed).restore(path).assert_consumed()
     assert_equal(fit(resumed, 2, 4), fit(killed.build(seed=0), 0, 4))
+
+
+@pytest.mark.slow
+def test_the_documented_way_goes_on(tmp_path):
+    block = re.search(r"```python\n(.*?)```", (TESTS.parent / "docs/restarts.md").read_text(), re.S)
+    rows = np.random.default_rng(0).integers(2, killed.VOCABULARY, (96, 8)).astype("int32")
+    new = functools.partial(killed.build, seed=0)
+    for run, epochs, build in (("whole", 3, new), ("stopped", 1, new), ("stopped", 3, None)):
+        (tmp_path / run).mkdir(exist_ok=True)
+        names = {"keras": keras, "directory": tmp_path / run, "token_ids": rows, "build": build}
+        exec(block[1].replace("epochs=30", f"epochs={epochs}"), names)
+    models = [
+        keras.models.load_model(tmp_path / f"{run}/checkpoint.keras")
+        for run in ("whole", "stopped")
+    ]
+    assert int(models[0].masking.step) == 9
+    assert_equal(*models)
 
 
 def tell(*arguments, backend="tensorflow", **environment):
