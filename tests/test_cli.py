@@ -52,16 +52,19 @@ def trained(tmp_path_factory):
     return output
 
 
+FINISHED = [
+    "history.csv",
+    "loss.png",
+    "model.keras",
+    "recipe.json",
+    "report.json",
+    "saved_model",
+    "tokenizer.json",
+]
+
+
 def test_pretrain_leaves_everything(trained):
-    assert sorted(path.name for path in trained.iterdir()) == [
-        "history.csv",
-        "loss.png",
-        "model.keras",
-        "recipe.json",
-        "report.json",
-        "saved_model",
-        "tokenizer.json",
-    ]
+    assert sorted(path.name for path in trained.iterdir()) == FINISHED
     assert not trained.with_name("run.partial").exists()
     with open(trained / "history.csv") as file:
         history = list(csv.DictReader(file))
