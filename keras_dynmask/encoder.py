@@ -1,5 +1,7 @@
 """`TransformerEncoder`: token ids in, hidden states out. It knows nothing of masking."""
 
+import random
+
 import keras
 from keras import layers, ops
 
@@ -103,6 +105,8 @@ class TransformerEncoder(keras.Model):
             )
             for index in range(num_layers)
         ]
+        for block in self.blocks:  # `tf.train.Checkpoint` does not look into lists
+            setattr(self, block.name, block)
         self.final_normalization = layers.RMSNormalization(
             epsilon=1e-6, dtype=self.dtype_policy, name="final_normalization"
         )
@@ -176,7 +180,9 @@ class TransformerBlock(layers.Layer):
         self.feedforward_normalization = normalization("feedforward_normalization")
         self.gate_and_value = dense(2 * intermediate_dim, "gate_and_value")
         self.feedforward_output = dense(hidden_dim, "feedforward_output")
-        self.dropout = layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        # PyTorch's dropout without a seed draws from a state that no file holds.
+        seed = random.randint(1, 10**9) if dropout else None
+        self.dropout = layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy, name="dropout")
 
     def build(self, input_shape):
         for layer in (

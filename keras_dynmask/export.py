@@ -21,6 +21,7 @@ def export_saved_model(model, filepath, *, dtype="int32", verbose=False):
     Raises:
         ValueError: for another dtype.
         ImportError: without TensorFlow.
+        OSError: where it can't be written.
     """
     try:
         import tensorflow as tf
@@ -36,4 +37,7 @@ def export_saved_model(model, filepath, *, dtype="int32", verbose=False):
         "serve", lambda ids: model.to_logits(model.encode(ids, training=False)), token_ids
     )
     archive.add_endpoint("encode", lambda ids: model.encode(ids, training=False), token_ids)
-    archive.write_out(str(filepath), verbose=verbose)
+    try:
+        archive.write_out(str(filepath), verbose=verbose)
+    except tf.errors.OpError as error:  # a full disk, in TensorFlow's own words
+        raise OSError(error.message) from error

@@ -296,7 +296,8 @@ def prepare(recipe, partial):
     with replacing(partial) as path:
         path.mkdir(parents=True)
         (path / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2))
-        tokenizer.save(str(path / "tokenizer.json"))
+        # Its own `save` raises a bare Exception where the disk is full.
+        (path / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
         np.savez(path / "rows.npz", rows=rows, held_out_rows=held_out_rows)
 
 
@@ -431,12 +432,14 @@ def _train(recipe, partial, output, announce, live):
     }
     (partial / "report.json").write_text(json.dumps(report, indent=2))
     model.save(partial / "model.keras")
-    if keras.backend.backend() == "tensorflow":
-        model.export(partial / "saved_model")
+    saved_model = partial / "saved_model"
+    if keras.backend.backend() == "tensorflow" and not saved_model.exists():
+        with replacing(saved_model) as path:
+            model.export(path)
     draw_losses(history, unigram_loss, partial / "loss.png")
+    partial.rename(output)  # first: without what it goes on from, a run could not be resumed
     for leftover in ("checkpoint.keras", "rows.npz", "lock"):
-        (partial / leftover).unlink(missing_ok=True)
-    partial.rename(output)
+        (output / leftover).unlink(missing_ok=True)
     return report
 
 
