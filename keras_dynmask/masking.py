@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_dynmask import noise
-from keras_dynmask.arrays import is_foreign, numpy_in_force, ops, ops_of
+from keras_dynmask.arrays import compiled, is_foreign, numpy_in_force, ops, ops_of
 from keras_dynmask.corruption import corrupt
 from keras_dynmask.errors import flag, real, require, token_ids_below, whole
-from keras_dynmask.inputs import as_features, checked_step, standardize
+from keras_dynmask.inputs import READ, as_features, checked_step, standardize
 from keras_dynmask.rates import checked_rate, highest_rate, rate_at, rate_config
 from keras_dynmask.replacements import (
     RandomTokens,
@@ -23,14 +24,16 @@ from keras_dynmask.replacements import (
 )
 from keras_dynmask.replicas import replica_id
 from keras_dynmask.selection import (
-    at_selected,
     count_positions,
     drop_overflow,
     first_unit,
     select_exactly,
     select_first,
     select_independently,
+    select_lowest,
     selected_count,
+    selected_positions,
+    values_at,
     weighted_edge,
     weighted_order,
 )
@@ -38,6 +41,7 @@ from keras_dynmask.units import (
     begins_at_changes,
     count_in_unit,
     highest_in_unit,
+    running_count,
     unit_begins,
     unit_numbers,
 )
@@ -64,12 +68,6 @@ class Budget(NamedTuple):
     turn: Any  # noise that turns the circle, [batch, 1], or [batch, length] for documents
     documents: Any  # their numbers where each has its own count, else None
     capacity: Any  # int K, or None
-
-    def count_in(self, chosen):
-        """How many positions are chosen of each row, or of each document."""
-        if self.documents is None:
-            return count_positions(chosen)  # [batch, 1]
-        return count_in_unit(chosen, self.documents)  # [batch, length]
 
 
 @keras.saving.register_keras_serializable(package="keras_dynmask")
@@ -414,15 +412,20 @@ class DynamicMasking(keras.layers.Layer):
 
         `selection_length` stands in for the constructor's `mask_selection_length`.
         """
-        ids = inputs["token_ids"]
-        rows = inputs.get("row_ids", ops.arange(ops.shape(ids)[0], dtype="int32"))
-        moment = self._next_step(ids) if step is None else step
-        keys = noise.row_keys(self.seed, (moment, replica_id()), noise.words(rows))
-        if step is None and _in_tf_data():
-            # Parallel calls race for the counter: they may read the same step, but they
-            # do not mask the same row.
-            keys = noise.threefry(keys, self._content(inputs))
-        return self._mask(inputs, keys, moment, True, self._capacity(selection_length))
+        moment = self._next_step(inputs["token_ids"]) if step is None else step
+        # Parallel calls race for the counter: they may read the same step, but they do not
+        # mask the same row.
+        races = step is None and _in_tf_data()
+
+        def freshly(inputs, moment, replica):
+            batch = ops.shape(inputs["token_ids"])[0]
+            rows = inputs.get("row_ids", ops.arange(batch, dtype="int32"))
+            keys = noise.row_keys(self.seed, (moment, replica), noise.words(rows))
+            if races:
+                keys = noise.threefry(keys, self._content(inputs))
+            return self._mask(inputs, keys, moment, True, self._capacity(selection_length))
+
+        return self._compiled(freshly, inputs, moment, replica_id())
 
     def mask_fixed(self, inputs, selection_length=None):
         """Masks as a model's `evaluate` does: by the seed and the row's own content.
@@ -440,7 +443,15 @@ class DynamicMasking(keras.layers.Layer):
             keys = noise.row_keys(self.seed, noise.TIMELESS, self._content(tensors))
             return self._mask(tensors, keys, 0, False, self._capacity(selection_length))
 
-        return self._on_tensors(as_features(inputs), fixed)
+        return self._on_tensors(as_features(inputs), lambda tensors: self._compiled(fixed, tensors))
+
+    def _compiled(self, function, inputs, *numbers):
+        """What a function masks, and what else the inputs hold."""
+        read = {name: inputs[name] for name in READ if name in inputs}
+        follows_schedule = isinstance(self.mask_selection_rate, LearningRateSchedule)
+        if is_foreign(inputs["token_ids"]) and follows_schedule:  # on the host
+            return {**inputs, **function(read, *numbers)}
+        return {**inputs, **compiled(function, read, *numbers)}
 
     def _capacity(self, selection_length):
         return self.mask_selection_length if selection_length is None else selection_length
@@ -548,16 +559,12 @@ class DynamicMasking(keras.layers.Layer):
         )
         ids = ops.cast(inputs["token_ids"], "int32")  # [batch, length]
         positions = ops.arange(ops.shape(ids)[1], dtype="int32")
-        edges = positions == 0
-        if "segment_ids" in inputs:
-            edges = begins_at_changes(inputs["segment_ids"])
-        may_begin = ops.cast(inputs.get("begins", ~ops.take(self._continues, ids)), "bool")
-        boundary = ~self._is_token(inputs)
-        coin = noise.uniform(noise.bits(keys, positions, noise.BEGIN))
-        begins = unit_begins(may_begin, boundary, edges, coin, self.mean_span_length)
-        units = unit_numbers(begins)
+        units = positions
+        if not self._units_are_tokens(inputs):
+            coin = noise.uniform(noise.bits(keys, positions, noise.BEGIN))
+            units = unit_numbers(self._begins(inputs, coin, self.mean_span_length))
 
-        budget = self._budget(inputs, keys, edges, step, training, capacity)
+        budget = self._budget(inputs, keys, step, training, capacity)
         selected, weight = self._select(inputs, keys, units, budget)
 
         shown_together = units if self.corrupt_whole_units else positions
@@ -566,7 +573,7 @@ class DynamicMasking(keras.layers.Layer):
         if self._random_tokens is not None:
             swaps = self._random_tokens.draw(noise.bits(keys, positions, noise.REPLACEMENT), ids)
         if self._random_words is not None:
-            word_begins = unit_begins(may_begin, boundary, edges, 0.0, 1.0)
+            word_begins = self._begins(inputs, 0.0, 1.0)
             words = unit_numbers(word_begins)
             draws = (noise.bits(keys, words, stream) for stream in (noise.WORD, noise.OTHER_WORD))
             swaps = self._random_words.draw(*draws, ids, selected, word_begins, words, swaps)
@@ -581,7 +588,22 @@ class DynamicMasking(keras.layers.Layer):
         )
         return self._outputs(inputs, shown, selected, weight, capacity)
 
-    def _budget(self, inputs, keys, edges, step, training, capacity):
+    def _begins(self, inputs, coin, mean_span_length):
+        """Where a unit begins, bool `[batch, length]`."""
+        may_begin = inputs.get("begins")
+        if may_begin is None:
+            may_begin = ~ops.take(self._continues, ops.cast(inputs["token_ids"], "int32"))
+        may_begin = ops.cast(may_begin, "bool")
+        boundary, edges = ~self._is_token(inputs), self._edges(inputs)
+        return unit_begins(may_begin, boundary, edges, coin, mean_span_length)
+
+    def _edges(self, inputs):
+        """Where a row or a document begins: `[length]` or `[batch, length]`."""
+        if "segment_ids" in inputs:
+            return begins_at_changes(inputs["segment_ids"])
+        return ops.arange(ops.shape(inputs["token_ids"])[1], dtype="int32") == 0
+
+    def _budget(self, inputs, keys, step, training, capacity):
         rate = self._rate_of(training)
         round_up, turn, _ = noise.row_uniforms(keys)
         if isinstance(rate, tuple) and self._counts_one:
@@ -594,7 +616,7 @@ class DynamicMasking(keras.layers.Layer):
                 "`inputs` must hold `segment_ids` with `count_per_document`.",
                 keys=list(inputs),
             )
-            documents = unit_numbers(edges)
+            documents = unit_numbers(self._edges(inputs))
             turn = noise.uniform(noise.bits(keys, documents, noise.TURN))
         rate = rate_at(rate, step, keys, spread=training and "row_ids" not in inputs)
         return Budget(rate, round_up, turn, documents, capacity)
@@ -621,13 +643,15 @@ class DynamicMasking(keras.layers.Layer):
             order = weighted_order(noise_of_units, weights)
 
         if self.exact_count:
-            size = budget.count_in(selectable)
+            size = count_positions(selectable, budget.documents)
             count = self._count(selectable, size, budget)
-            drawn = selectable, count, budget.turn, budget.count_in
-            if weights is None:
-                selected = select_exactly(keys_of_units, *drawn)
+            drawn = keys_of_units, selectable, count
+            if weights is not None:
+                selected = select_first(order, *drawn, budget.turn, budget.documents)
+            elif units_are_tokens:
+                selected = select_lowest(*drawn, budget.documents)
             else:
-                selected = select_first(order, keys_of_units, *drawn)
+                selected = select_exactly(*drawn, budget.turn, budget.documents)
             odds = size, count
         else:
             if weights is None:
@@ -637,12 +661,15 @@ class DynamicMasking(keras.layers.Layer):
             odds = 1, budget.rate
 
         if self.at_least_one and not counts_tokens:
-            first = first_unit(order, keys_of_units, selectable, budget.count_in)
-            selected = selected | (first & (budget.count_in(selected) == 0))
+            first = first_unit(order, selectable, budget.documents)
+            first = first_unit(keys_of_units, first, budget.documents)
+            none = count_positions(selected, budget.documents) == 0
+            selected = selected | (first & none)
         if budget.capacity is not None and not (counts_tokens and budget.documents is None):
             spared = None
             if self.at_least_one:
-                spared = first_unit(order, keys_of_units, selected, budget.count_in)
+                spared = first_unit(order, selected, budget.documents)
+                spared = first_unit(keys_of_units, spared, budget.documents)
             at_random = noise.bits(keys, units, noise.DROP)
             selected = drop_overflow(at_random, selected, budget.capacity, spared)
         weight = 1.0
@@ -668,7 +695,7 @@ class DynamicMasking(keras.layers.Layer):
         if budget.documents is None:
             count = selected_count(size, rate, budget.round_up)
         else:
-            through = ops.cumsum(ops.cast(selectable, "int32"), axis=1)
+            through = running_count(selectable)
             through = highest_in_unit(through, budget.documents)
             count, before = (
                 selected_count(number, rate, budget.round_up, whole)
@@ -681,19 +708,15 @@ class DynamicMasking(keras.layers.Layer):
 
     def _outputs(self, inputs, shown, selected, weight, capacity):
         original = inputs["token_ids"]
-        outputs = {**inputs, "token_ids": ops.cast(shown, original.dtype)}
-        weights = ops.where(selected, weight, 0.0)
-        if capacity is None:
-            outputs["mask_ids"] = original
-            outputs["mask_weights"] = ops.cast(weights, "float32")
-            return outputs
-        positions = ops.broadcast_to(
-            ops.arange(ops.shape(original)[1], dtype="int32"), ops.shape(original)
-        )
-        ids = at_selected(ops.cast(original, "int32"), selected, capacity)
-        outputs["mask_positions"] = at_selected(positions, selected, capacity)
-        outputs["mask_ids"] = ops.cast(ids, original.dtype)
-        outputs["mask_weights"] = ops.cast(at_selected(weights, selected, capacity), "float32")
+        outputs = {**inputs, "token_ids": ops.cast(shown, original.dtype), "mask_ids": original}
+        weights = ops.cast(ops.where(selected, weight, 0.0), "float32")
+        if capacity is not None:
+            positions = outputs["mask_positions"] = selected_positions(selected, capacity)
+            taken = ops.arange(capacity, dtype="int32") < count_positions(selected)
+            ids = ops.where(taken, values_at(ops.cast(original, "int32"), positions), 0)
+            outputs["mask_ids"] = ops.cast(ids, original.dtype)
+            weights = ops.where(taken, values_at(weights, positions), 0.0)
+        outputs["mask_weights"] = weights
         return outputs
 
     def _untouched(self, inputs):

@@ -7,6 +7,7 @@ What TensorFlow itself has by the same name and meaning comes from there.
 import numpy as np
 import tensorflow as tf
 
+any, max = tf.reduce_any, tf.reduce_max
 ceil, clip, divide_no_nan = tf.math.ceil, tf.clip_by_value, tf.math.divide_no_nan
 floor_divide, isnan, mod = tf.math.floordiv, tf.math.is_nan, tf.math.floormod
 left_shift, right_shift = tf.bitwise.left_shift, tf.bitwise.right_shift

@@ -121,13 +121,13 @@ def grouped(positions, numbers):
 
 
 def circle_rule(units, count, place):
-    """Units end to end on a circle: those that start in the `count` places after `place`."""
+    """Units end to end on a circle: those that end in the `count` places from `place` on."""
     size = sum(map(len, units))
-    chosen, start = [], 0
+    chosen, end = [], -1
     for unit in units:
-        if (start - place - 1) % size < count:
+        end += len(unit)
+        if (end - place) % size < count:
             chosen.append(unit)
-        start += len(unit)
     return chosen
 
 
@@ -256,6 +256,8 @@ class Row:
         return counts
 
     def turn(self, document):
+        if self.of_tokens:
+            return 0
         if self.settings["count_per_document"]:
             return bits(self.key, document, TURN) >> 8
         return bits(self.key, 1, ROW) >> 8

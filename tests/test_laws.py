@@ -273,6 +273,8 @@ def units_of(drawer, ids, step):
         patch.setattr(masking, "unit_numbers", lambda *begins: (
             seen.append(number(*begins)) or seen[0]))  # fmt: skip
         outputs = numpy(drawer(ids, step=step))
+    if not seen:  # each position is one
+        return np.tile(np.arange(ids.shape[1]), (len(ids), 1)), outputs
     return ops.convert_to_numpy(seen[0]), outputs
 
 
@@ -655,8 +657,8 @@ def protected_ids_in_the_pool(patch):
 
 def window_always_at_the_start(patch):
     select = masking.select_exactly
-    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, turn, *count_in: (
-        select(keys, selectable, count, ops.zeros_like(turn), *count_in)))  # fmt: skip
+    patch.setattr(masking, "select_exactly", lambda keys, selectable, count, turn, *rest: (
+        select(keys, selectable, count, ops.zeros_like(turn), *rest)))  # fmt: skip
 
 
 def skip_words_that_overflow(patch):
@@ -674,13 +676,14 @@ def skip_words_that_overflow(patch):
                     room -= len(unit)
         return selected
 
+    patch.setattr(masking, "compiled", lambda function, *arguments: function(*arguments))
     patch.setattr(masking, "select_exactly", lambda keys, selectable, count, *_: (
         tf.ensure_shape(tf.numpy_function(skip, [keys, selectable, count], tf.bool), (BATCH, 64))
     ))  # fmt: skip
 
 
 def count_by_independent_draws(patch):
-    patch.setattr(masking, "select_exactly", lambda keys, selectable, *_: (
+    patch.setattr(masking, "select_lowest", lambda keys, selectable, *_: (
         select_independently(noise.uniform(keys), selectable, RATE)))  # fmt: skip
 
 
@@ -774,7 +777,7 @@ MUTANTS = {
         window_always_at_the_start, lambda: p_of_word_lengths(fresh_draw)),
     "BERT skips what overflows": (skip_words_that_overflow, lambda: p_of_word_lengths(fewer_steps)),
     "independent draws for a count": (count_by_independent_draws, lambda: is_exact(fresh_draw)),
-    "window behind the count": (window_behind_the_count, lambda: is_nested(TOKENS)),
+    "window behind the count": (window_behind_the_count, lambda: is_nested(WORDS)),
     "weights ignored": (weights_ignored, lambda: p_of_weights(fresh_draw)),
     "spans 5 % too long": (spans_5_percent_too_long, p_of_span_lengths),
     "noise by position in words": (noise_by_position_in_words, lambda: is_uncut(WORDS)),

@@ -600,12 +600,12 @@ def one_more(count):
     return lambda size, *arguments: count(size, *arguments) + 1
 
 
-def anywhere(select):
-    return lambda keys, selectable, *arguments: select(keys, selectable | True, *arguments)
+def anywhere(selectable):
+    return lambda self, inputs: selectable(self, inputs) | True
 
 
-def last_first(at_selected):
-    return lambda *arguments: at_selected(*arguments)[:, ::-1]
+def last_first(selected_positions):
+    return lambda *arguments: selected_positions(*arguments)[:, ::-1]
 
 
 def dropping_nothing(drop):
@@ -636,8 +636,8 @@ def without_boundaries(unit_begins):
 MUTANTS = {
     "protected ids swapped in": (RandomTokens, "draw", with_protected),
     "a count too high": (masking_file, "selected_count", one_more),
-    "padding selected": (masking_file, "select_exactly", anywhere),
-    "targets descending": (masking_file, "at_selected", last_first),
+    "padding selected": (DynamicMasking, "selectable", anywhere),
+    "targets descending": (masking_file, "selected_positions", last_first),
     "more than K": (masking_file, "drop_overflow", dropping_nothing),
     "words cut": (masking_file, "unit_numbers", each_alone),
     "unselected tokens hidden": (masking_file, "corrupt", hiding_the_unselected),

@@ -6,16 +6,18 @@ import pytest
 from keras import ops
 
 from keras_dynmask.selection import (
-    at_selected,
     count_positions,
     drop_overflow,
     in_shares,
-    largest_key_with_below,
+    key_with_below,
     scaled,
     select_exactly,
     select_first,
     select_independently,
+    select_lowest,
     selected_count,
+    selected_positions,
+    values_at,
     weighted_order,
 )
 
@@ -40,41 +42,64 @@ def spelled(selected):
 
 
 TOKENS = [40, -7, 30, 10]  # places on the circle: 3 0 2 1
-WORDS = [30, 30, 10, 20, 20]  # units start at 3, 0 and 1
+WORDS = [30, 30, 10, 20, 20]  # units end at 4, 0 and 2
 
 
 @pytest.mark.parametrize(
     ("keys", "selectable", "count", "place", "selected"),
     [
         (TOKENS, "T T T T", 0, 2, "F F F F"),
-        (TOKENS, "T T T T", 1, 0, "F F F T"),  # window {1}
-        (TOKENS, "T T T T", 2, 0, "F F T T"),  # window {1, 2}
-        (TOKENS, "T T T T", 2, 2, "T T F F"),  # window {3, 0}: it wraps round
-        (TOKENS, "T T T T", 1, 3, "F T F F"),  # window {0}
-        (TOKENS, "T T T T", 3, 3, "F T T T"),  # window {0, 1, 2}
+        (TOKENS, "T T T T", 1, 0, "F T F F"),  # window {0}
+        (TOKENS, "T T T T", 2, 0, "F T F T"),  # window {0, 1}
+        (TOKENS, "T T T T", 2, 2, "T F T F"),  # window {2, 3}
+        (TOKENS, "T T T T", 2, 3, "T T F F"),  # window {3, 0}: it wraps round
+        (TOKENS, "T T T T", 3, 3, "T T F T"),  # window {3, 0, 1}
         (TOKENS, "T T T T", 4, 0, "T T T T"),
         (TOKENS, "T T T T", 4, 3, "T T T T"),
-        (TOKENS, "T F T T", 1, 2, "F F F T"),  # places 2 - 1 0, window {0}
+        (TOKENS, "T F T T", 1, 2, "T F F F"),  # places 2 - 1 0, window {2}
         (TOKENS, "T F F F", 1, 0, "T F F F"),
         (TOKENS, "F F F F", 0, 0, "F F F F"),
-        (WORDS, "T T T T T", 2, 0, "F F F T T"),  # the picture in the docstring
-        (WORDS, "T T T T T", 1, 1, "F F F F F"),  # window {2}: no unit starts there
-        (WORDS, "T T T T T", 2, 1, "T T F F F"),  # window {2, 3}
-        (WORDS, "T T T T T", 2, 2, "T T F F F"),  # window {3, 4}
-        (WORDS, "T T T T T", 2, 4, "F F T T T"),  # window {0, 1}
+        (WORDS, "T T T T T", 2, 1, "F F F T T"),  # the picture in the docstring
+        (WORDS, "T T T T T", 1, 1, "F F F F F"),  # window {1}: no unit ends there
+        (WORDS, "T T T T T", 2, 3, "T T F F F"),  # window {3, 4}
+        (WORDS, "T T T T T", 3, 2, "T T F T T"),  # window {2, 3, 4}
+        (WORDS, "T T T T T", 2, 4, "T T T F F"),  # window {4, 0}
         (WORDS, "T T T T T", 5, 2, "T T T T T"),
-        (WORDS, "T F T T T", 1, 2, "T F F F F"),  # half a word is selectable: starts 3 0 1
-        ([-(2**31), 2**31 - 1], "T T", 1, 0, "F T"),  # the extreme keys
-        ([-(2**31), 2**31 - 1], "T T", 1, 1, "T F"),
+        (WORDS, "T F T T T", 1, 2, "F F F T T"),  # half a word is selectable: ends 3 0 2
+        ([-(2**31), 2**31 - 1], "T T", 1, 0, "T F"),  # the extreme keys
+        ([-(2**31), 2**31 - 1], "T T", 1, 1, "F T"),
         ([2**31 - 1], "T", 1, 0, "T"),
+        ([-(2**31)], "T", 0, 0, "F"),
         ([5], "T", 0, 0, "F"),
         ([], "", 0, 0, ""),
     ],
 )
-def test_units_that_start_in_the_window_are_selected(keys, selectable, count, place, selected):
+def test_units_that_end_in_the_window_are_selected(keys, selectable, count, place, selected):
     turn = row([(place + 0.5) / max(1, selectable.count("T"))], "float32")
     got = select_exactly(row(keys), flags(selectable), row([count]), turn)
     assert spelled(got) == selected
+
+
+@pytest.mark.parametrize(
+    ("keys", "selectable", "count", "selected"),
+    [
+        (TOKENS, "T T T T", 0, "F F F F"),
+        (TOKENS, "T T T T", 1, "F T F F"),
+        (TOKENS, "T T T T", 3, "F T T T"),
+        (TOKENS, "T T T T", 9, "T T T T"),
+        (TOKENS, "T F T T", 1, "F F F T"),
+        (WORDS, "T T T T T", 2, "F F T F F"),  # the next would be cut
+        (WORDS, "T T T T T", 4, "F F T T T"),  # the picture in the docstring
+        (WORDS, "T T F T F", 3, "T T F T F"),
+        ([-(2**31), 2**31 - 1], "T T", 1, "T F"),
+        ([-(2**31), 2**31 - 1], "T T", 2, "T T"),
+        ([-(2**31)], "T", 0, "F"),
+        (list(range(20)), " ".join("T" * 20), 3, " ".join("TTT" + 17 * "F")),
+        ([], "", 0, ""),
+    ],
+)
+def test_the_lowest_units_are_selected_that_fit_whole(keys, selectable, count, selected):
+    assert spelled(select_lowest(row(keys), flags(selectable), row([count]))) == selected
 
 
 @pytest.mark.parametrize("lengths", [[1] * 12, [3, 1, 2, 5, 1], [12], [4, 4, 4]])
@@ -130,7 +155,7 @@ def test_units_that_overflow_the_capacity_are_dropped_whole(keys, selected, capa
     [(0, -7), (1, 10), (2, 30), (3, 40), (4, 2**31 - 1), (9, 2**31 - 1), (-1, -(2**31))],
 )
 def test_largest_key_with_so_many_below(limit, largest):
-    got = largest_key_with_below(row(TOKENS), flags("T T T T"), limit)
+    got = key_with_below(row(TOKENS), flags("T T T T"), limit)
     assert listed(got) == [largest]
 
 
@@ -200,27 +225,28 @@ def test_a_rate_in_shares(rate, shares):
 
 
 @pytest.mark.parametrize(
-    ("selected", "capacity", "taken"),
+    ("selected", "capacity", "positions"),
     [
-        ("F T F T F", 3, [8, 6, 0]),
-        ("F T F T F", 2, [8, 6]),
+        ("F T F T F", 3, [1, 3, 0]),
+        ("F T F T F", 2, [1, 3]),
         ("F F F", 2, [0, 0]),
-        ("T T T", 3, [7, 8, 9]),
-        ("F F T", 5, [9, 0, 0, 0, 0]),
-        ("T", 1, [7]),
+        ("T T T", 3, [0, 1, 2]),
+        ("F F T", 5, [2, 0, 0, 0, 0]),
+        ("T", 1, [0]),
         ("", 2, [0, 0]),
     ],
 )
-def test_targets_are_in_order_and_padded_with_zero(selected, capacity, taken):
-    values = [7, 8, 9, 6, 5][: len(selected.split())]
-    assert listed(at_selected(row(values), flags(selected), capacity)) == taken
+def test_positions_are_in_order_and_padded_with_zero(selected, capacity, positions):
+    assert listed(selected_positions(flags(selected), capacity)) == positions
 
 
-def test_targets_of_rows_do_not_mix():
+def test_positions_and_values_of_rows_do_not_mix():
     selected = ops.convert_to_tensor([[T, T, F], [F, F, F], [F, F, T]])
+    positions = selected_positions(selected, 2)
+    assert ops.convert_to_numpy(positions).tolist() == [[0, 1], [0, 0], [2, 0]]
     values = ops.convert_to_tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]], "int32")
-    taken = ops.convert_to_numpy(at_selected(values, selected, 2))
-    assert taken.tolist() == [[1, 2], [0, 0], [9, 0]]
+    taken = ops.convert_to_numpy(values_at(values, positions))
+    assert taken.tolist() == [[1, 2], [4, 4], [9, 7]]
 
 
 def test_count_positions():

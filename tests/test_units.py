@@ -8,6 +8,7 @@ from keras_dynmask.units import (
     begins_at_changes,
     count_in_unit,
     highest_in_unit,
+    running_sum,
     unit_begins,
     unit_numbers,
 )
@@ -118,3 +119,10 @@ def test_empty_rows_and_batches_have_no_units(shape):
     assert np.shape(count_in_unit(nothing, ops.zeros(shape, "int32"))) == shape
     weights = highest_in_unit(ops.zeros(shape), ops.zeros(shape, "int32"))
     assert np.shape(weights) == shape
+
+
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 128, 300, 4097])
+def test_sums_are_running(length):
+    numbers = np.random.default_rng(length).integers(-9, 9, (2, length)).astype("int32")
+    sums = running_sum(ops.convert_to_tensor(numbers))
+    assert ops.convert_to_numpy(sums).tolist() == np.cumsum(numbers, axis=1).tolist()
