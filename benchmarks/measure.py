@@ -70,7 +70,14 @@ def in_fresh_process(program, *arguments, **environment):
 
 
 def peak_mebibytes():
-    """The most memory that this process has held so far."""
+    """The most memory that this process has held so far.
+
+    On Linux as the system tells it: `getrusage` begins with what the parent holds.
+    """
+    if sys.platform == "linux":
+        with open("/proc/self/status") as file:
+            found = dict(line.split(":", 1) for line in file)
+        return int(found["VmHWM"].split()[0]) / 2**10
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -91,8 +98,9 @@ def require_peers(**packages):
 
 
 def place(*packages):
-    """Date, device and versions, as one line."""
-    names = ("keras", "tensorflow", "numpy", *packages)
+    """Date, device and versions of what is installed, as one line."""
+    installed = {each.name.lower() for each in importlib.metadata.distributions()}
+    names = [name for name in ("keras", "tensorflow", "numpy", *packages) if name in installed]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     return (
         f"{datetime.date.today()}; {_device()}, {os.cpu_count()} cores; "

@@ -1,23 +1,29 @@
-"""Text to rows of token ids: documents, a WordPiece tokenizer, packing.
+"""Text to rows of token ids: documents, a WordPiece tokenizer, packing, rows in a file.
 
 The tokenizer is Hugging Face's `tokenizers`, which comes with the extra `text`.
 """
 
 import contextlib
 import glob
+import itertools
 import json
 import math
 import pathlib
+import zlib
 
 import numpy as np
 
 from keras_dynmask.errors import require
+from keras_dynmask.inputs import check_ids
 
 PADDING, UNKNOWN, SEPARATOR, MASK = "[PAD]", "[UNK]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = (PADDING, UNKNOWN, SEPARATOR, MASK)  # ids 0 to 3
 
 # Long files are cut into sections of about so many words, of which some are held out.
 SECTION_WORDS = 500
+DOCUMENTS_AT_ONCE = 1000  # about 600,000 ids; the tokenizer holds 100 bytes for each
+IDS_AT_ONCE = 2**20
+CHECKSUM_BYTES = 4
 
 
 def embedded_corpus():
@@ -134,12 +140,84 @@ def pack(tokenizer, documents, length):
 
     The last row is filled up with padding.
     """
+    return np.concatenate(list(packed(tokenizer, documents, length)))
+
+
+def packed(tokenizer, documents, length):
+    """The rows of `pack` in blocks, as they come: never more than a few documents at once."""
     separator = tokenizer.token_to_id(SEPARATOR)
-    ids = [[*encoding.ids, separator] for encoding in tokenizer.encode_batch(documents)]
-    stream = np.concatenate([np.asarray(document, "int32") for document in ids])
-    rows = np.full((-(-len(stream) // length), length), tokenizer.token_to_id(PADDING), "int32")
-    rows.reshape(-1)[: len(stream)] = stream
+    documents, left = iter(documents), np.zeros(0, "int32")
+    while some := list(itertools.islice(documents, DOCUMENTS_AT_ONCE)):
+        ids = [[*encoding.ids, separator] for encoding in tokenizer.encode_batch(some)]
+        stream = np.concatenate([left, *(np.asarray(each, "int32") for each in ids)])
+        full = len(stream) // length * length
+        yield stream[:full].reshape(-1, length)
+        left = stream[full:]
+    if len(left):
+        rest = length - len(left)
+        yield np.pad(left, (0, rest), constant_values=tokenizer.token_to_id(PADDING))[np.newaxis]
+
+
+def write_rows(path, blocks):
+    """Blocks of rows `[rows, length]`, one after the other, as one file to map into memory.
+
+    It is a `.npy` file of int32 that `np.load(path, mmap_mode="r")` reads. A checksum of
+    the ids follows them: a bit that has turned over makes an id like any other.
+
+    Args:
+        path: where to write.
+        blocks: integers `[rows, length]` each, all of one length; one at least.
+    """
+    blocks = (np.ascontiguousarray(block, "<i4") for block in blocks)
+    first = next(blocks)
+    rows, length, checksum = 0, first.shape[1], 0
+
+    def header():  # NumPy leaves room in it for the number of rows to grow
+        fields = {"descr": "<i4", "fortran_order": False, "shape": (rows, length)}
+        np.lib.format.write_array_header_1_0(file, fields)
+
+    with open(path, "wb") as file:
+        header()
+        for block in itertools.chain([first], blocks):
+            file.write(block.data)
+            rows, checksum = rows + len(block), zlib.crc32(block, checksum)
+        file.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
+        file.seek(0)
+        header()
+
+
+def read_rows(path, length, vocabulary_size):
+    """The rows of a file that `write_rows` wrote, int32 `[rows, length]`, mapped into memory.
+
+    All are read once, block by block, to check them; from then on only what is asked for.
+
+    Raises:
+        ValueError: where the file is broken, or holds other rows.
+    """
+    with reading(path, f"rows of {length} ids that pretrain packed"):
+        rows = np.lib.format.open_memmap(path, mode="r")  # takes no pickled objects
+        require(
+            rows.dtype == "<i4" and rows.ndim == 2 and rows.shape[1] == length and rows.size,
+            f"Rows must be int32 [rows, {length}].",
+            dtype=rows.dtype,
+            shape=rows.shape,
+        )
+        checksum = 0
+        for block in in_blocks(rows):
+            checksum = zlib.crc32(block, checksum)
+            check_ids(block, vocabulary_size)
+        with open(path, "rb") as file:
+            file.seek(rows.offset + rows.nbytes)
+            end = file.read(CHECKSUM_BYTES + 1)
+        whole = end == checksum.to_bytes(CHECKSUM_BYTES, "little")
+        require(whole, "It must end with the checksum of its ids.", end=end.hex())
     return rows
+
+
+def in_blocks(rows):
+    """Rows, a few megabytes at a time."""
+    size = max(1, IDS_AT_ONCE // rows.shape[1])
+    return (np.asarray(rows[start : start + size]) for start in range(0, len(rows), size))
 
 
 def unigram_loss(train_rows, held_out_rows, vocabulary_size, ignored_ids):
@@ -147,10 +225,17 @@ def unigram_loss(train_rows, held_out_rows, vocabulary_size, ignored_ids):
 
     The baseline any language model must beat. Counts are smoothed by one.
     """
-    counts = np.bincount(train_rows.reshape(-1), minlength=vocabulary_size) + 1.0
+
+    def counted(rows):
+        blocks = in_blocks(rows)
+        counts = sum(np.bincount(block.reshape(-1), minlength=vocabulary_size) for block in blocks)
+        counts[list(ignored_ids)] = 0
+        return counts
+
+    counts, held_out = counted(train_rows) + 1.0, counted(held_out_rows)
     counts[list(ignored_ids)] = 0
-    tokens = held_out_rows[~np.isin(held_out_rows, list(ignored_ids))]
-    return float(-np.log(counts[tokens] / counts.sum()).mean())
+    found = held_out > 0
+    return float(-(held_out[found] @ np.log(counts[found] / counts.sum())) / held_out.sum())
 
 
 def _tokenizer_of(vocabulary):

@@ -18,11 +18,11 @@ from keras_dynmask.adaptive import AdaptiveSelection
 from keras_dynmask.encoder import TransformerEncoder
 from keras_dynmask.errors import flag, is_real, real, require, whole
 from keras_dynmask.filling import masked_example
-from keras_dynmask.inputs import check_ids
 from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.model import MaskedLanguageModel
 from keras_dynmask.vocabulary import continuation_ids
 
+ROW_FILES = "rows.npy", "held_out_rows.npy"  # to train on, and to judge by
 MASKING = ("dynamic", "static", "adaptive")
 POSITIVE = {"mask_selection_rate": 1, "validation_share": 0.5, "learning_rate": 0.5}
 
@@ -129,23 +129,45 @@ class Recipe:
         return model
 
 
-class ShuffledRows(keras.utils.PyDataset):
-    """Batches of rows in an order that depends on the seed and the epoch alone.
+class Rows(keras.utils.PyDataset):
+    """Batches of rows in their order, the last of them smaller where need be.
+
+    Only a batch's rows are read, so the arrays may be mapped from files that are larger
+    than the memory (`numpy.load(path, mmap_mode="r")`).
+
+    Args:
+        data: arrays with one entry per row, in any structure (a dict, a tuple).
+        batch_size: int.
+    """
+
+    def __init__(self, data, batch_size):
+        super().__init__()
+        self.data = data
+        self.rows = len(keras.tree.flatten(data)[0])
+        self.batch_size = batch_size
+
+    def __len__(self):
+        return math.ceil(self.rows / self.batch_size)
+
+    def __getitem__(self, index):
+        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        return keras.tree.map_structure(lambda array: np.asarray(array[rows]), self.data)
+
+
+class ShuffledRows(Rows):
+    """Equal batches of rows in an order that depends on the seed and the epoch alone.
 
     So a run that is resumed at an epoch goes on with the batches it would have had.
 
     Args:
-        data: arrays with one entry per row, in any structure (a dict, a tuple).
+        data: arrays with one entry per row, as `Rows` takes them.
         batch_size: int.
         seed: int.
         epoch: int, the first epoch.
     """
 
     def __init__(self, data, batch_size, seed, epoch=0):
-        super().__init__()
-        self.data = data
-        self.rows = len(keras.tree.flatten(data)[0])
-        self.batch_size = batch_size
+        super().__init__(data, batch_size)
         self.seed = seed
         self._shuffle(epoch)
 
@@ -271,8 +293,8 @@ def train(recipe, output, *, resume=False, announce=lambda message: None, live=F
     partial = partial_directory(output)
     if resume:
         require(
-            (partial / "rows.npz").is_file(),
-            f"There is no interrupted run to resume: {partial} has no rows.npz.",
+            (partial / "rows.npy").is_file(),
+            f"There is no interrupted run to resume: {partial} has no rows.npy.",
             output=str(output),
         )
     else:
@@ -291,14 +313,13 @@ def prepare(recipe, partial):
     documents, held_out = text.split_documents(recipe.read_corpus(), recipe.validation_share)
     tokenizer = text.train_tokenizer(documents, recipe.vocabulary_size)
     recipe.build_model(tokenizer, steps=1)  # refuses what can't be built, before a file is written
-    rows = text.pack(tokenizer, documents, recipe.length)
-    held_out_rows = text.pack(tokenizer, held_out, recipe.length)
     with replacing(partial) as path:
         path.mkdir(parents=True)
         (path / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2))
         # Its own `save` raises a bare Exception where the disk is full.
         (path / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
-        np.savez(path / "rows.npz", rows=rows, held_out_rows=held_out_rows)
+        for name, share in zip(ROW_FILES, (documents, held_out), strict=True):
+            text.write_rows(path / name, text.packed(tokenizer, share, recipe.length))
 
 
 def load_recipe(directory):
@@ -350,26 +371,6 @@ def read_model(path):
     return model
 
 
-def read_rows(path, length, vocabulary_size):
-    """The rows to train on and those that are held out, int32 `[rows, length]` each.
-
-    Raises:
-        ValueError: where the file is broken or of another make.
-    """
-    with text.reading(path, f"rows of {length} ids that pretrain packed"):
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = arrays["rows"], arrays["held_out_rows"]
-        for rows in found:
-            require(
-                rows.dtype == "int32" and rows.ndim == 2 and rows.shape[1] == length and len(rows),
-                f"Rows must be int32 [rows, {length}].",
-                dtype=rows.dtype,
-                shape=rows.shape,
-            )
-            check_ids(rows, vocabulary_size)
-    return found
-
-
 def _require_vocabulary(path, tokenizer, model):
     size, known = tokenizer.get_vocab_size(), model.masking.vocabulary_size
     require(
@@ -390,7 +391,9 @@ def _file_of(directory, name):
 def _train(recipe, partial, output, announce, live):
     tokenizer = text.load_tokenizer(partial / "tokenizer.json")
     vocabulary_size = tokenizer.get_vocab_size()
-    rows, held_out_rows = read_rows(partial / "rows.npz", recipe.length, vocabulary_size)
+    rows, held_out_rows = (
+        text.read_rows(partial / name, recipe.length, vocabulary_size) for name in ROW_FILES
+    )
     steps_per_epoch = len(ShuffledRows(rows, recipe.batch_size, recipe.seed))
 
     checkpoint = partial / "checkpoint.keras"
@@ -415,15 +418,14 @@ def _train(recipe, partial, output, announce, live):
     data = masked_once(model.masking, rows) if recipe.masking == "static" else rows
     model.fit(
         ShuffledRows(data, recipe.batch_size, recipe.seed, epoch),
-        validation_data=(held_out_rows,),
-        validation_batch_size=recipe.batch_size,
+        validation_data=Rows(held_out_rows, recipe.batch_size),
         epochs=recipe.epochs,
         initial_epoch=epoch,
         callbacks=[Checkpoint(partial, history), Progress(announce, unigram_loss, live)],
         verbose=0,
         shuffle=False,
     )
-    example, example_word = masked_example(tokenizer, held_out_rows)
+    example, example_word = masked_example(tokenizer, held_out_rows[:1000])
     report = {
         "example": example,
         "example_word": example_word,
@@ -438,7 +440,7 @@ def _train(recipe, partial, output, announce, live):
             model.export(path)
     draw_losses(history, unigram_loss, partial / "loss.png")
     partial.rename(output)  # first: without what it goes on from, a run could not be resumed
-    for leftover in ("checkpoint.keras", "rows.npz", "lock"):
+    for leftover in ("checkpoint.keras", *ROW_FILES, "lock"):
         (output / leftover).unlink(missing_ok=True)
     return report
 

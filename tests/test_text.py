@@ -3,11 +3,12 @@
 import math
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from keras_dynmask import continuation_ids, text
+from keras_dynmask import continuation_ids, text, training
 
 DOCUMENTS = [f"the cat number {n} sat on the mat and the dog sat on the cat" for n in range(20)]
 
@@ -69,6 +70,70 @@ def test_packing_loses_nothing(tokenizer):
     stream = rows.reshape(-1)
     assert stream[: len(expected)].tolist() == expected
     assert (stream[len(expected) :] == 0).all() and len(stream) - len(expected) < 16
+
+
+def test_rows_come_out_of_a_file_as_they_went_in(tokenizer, tmp_path, monkeypatch):
+    whole = text.pack(tokenizer, DOCUMENTS, 16)
+    monkeypatch.setattr(text, "DOCUMENTS_AT_ONCE", 3)
+    monkeypatch.setattr(text, "IDS_AT_ONCE", 40)
+    blocks = list(text.packed(tokenizer, DOCUMENTS, 16))
+    assert len(blocks) == 8  # seven times three documents or fewer, and the filled up row
+    text.write_rows(tmp_path / "rows.npy", blocks)
+    for read in (
+        text.read_rows(tmp_path / "rows.npy", 16, 60),
+        np.load(tmp_path / "rows.npy", mmap_mode="r"),
+        np.load(tmp_path / "rows.npy"),
+    ):
+        assert read.dtype == "int32"
+        np.testing.assert_array_equal(read, whole)
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "vocabulary_size", "message"),
+    [
+        ([[1, 2, 3]], 4, 9, r"must be rows of 4 ids .* int32 \[rows, 4\].*shape=\(1, 3\)"),
+        ([[1, 2, 9]], 3, 9, r"must lie in \[0, 8\].*token_ids=\[9\]"),
+        ([[1, 2, -1]], 3, 9, r"must lie in \[0, 8\].*token_ids=\[-1\]"),
+        (np.zeros((0, 3)), 3, 9, "int32"),
+    ],
+)
+def test_other_rows_are_refused(rows, length, vocabulary_size, message, tmp_path):
+    text.write_rows(tmp_path / "rows.npy", [np.array(rows, "int32")])
+    with pytest.raises(ValueError, match=message):
+        text.read_rows(tmp_path / "rows.npy", length, vocabulary_size)
+
+
+def test_rows_that_something_else_wrote_are_refused(tmp_path):
+    """So is a file in which an id was changed, or which was cut or grew."""
+    path = tmp_path / "rows.npy"
+    np.save(path, np.ones((5, 4), "int32"))
+    written = path.read_bytes()
+    text.write_rows(path, [np.ones((5, 4))])
+    whole = path.read_bytes()
+    changed = whole[:-8] + b"\2" + whole[-7:]  # the last id is 2
+    for content in (written, changed, whole[:-1], whole + b"\0"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="must end with the checksum of its ids"):
+            text.read_rows(path, 4, 1000)
+
+
+def test_rows_need_little_memory_however_many_they_are(tmp_path):
+    """Written, checked, counted and shuffled block by block: NumPy reports what it allocates."""
+    drawn = np.random.default_rng(0)
+    blocks = (drawn.integers(4, 100, (8192, 64), "int32") for _ in range(32))
+    tracemalloc.start()
+    try:
+        text.write_rows(tmp_path / "rows.npy", blocks)
+        rows = text.read_rows(tmp_path / "rows.npy", 64, 100)
+        text.unigram_loss(rows, rows, 100, [0, 1, 2, 3])
+        batches = training.ShuffledRows(rows, 32, seed=0)
+        held_out = training.Rows(rows, 32)
+        for index in range(50):
+            assert batches[index].shape == held_out[index].shape == (32, 64)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert rows.nbytes == 2**26 and peak < rows.nbytes / 4
 
 
 def test_the_unigram_baseline_by_hand():
