@@ -77,22 +77,24 @@ def losses_in_pieces(features, embedding, bias, token_ids, piece=PIECE):
         words = ops.arange(width, dtype="int32") + start
         embedding = ops.slice(embedding, (start, 0), (width, dim))
         bias = ops.slice(bias, (start,), (width,))
-        bias = ops.where(words >= first, bias, ops.cast(-np.inf, bias.dtype))
+        new = words >= first
+        bias = ops.where(new, bias, ops.cast(-np.inf, bias.dtype))
         logits = ops.matmul(features, ops.transpose(embedding)) + bias
-        return ops.cast(logits, "float32"), words, embedding  # [tokens, width]
+        return ops.cast(logits, "float32"), ops.where(new, words, -1), embedding
 
     @ops.custom_gradient
     def losses_and_hits(features, embedding, bias):
         def add(running, first):
             maximum, total, best, right = running  # [tokens]
-            logits, words, _ = logits_of(first, features, embedding, bias)
+            logits, _, _ = logits_of(first, features, embedding, bias)  # [tokens, width]
+            start = ops.minimum(first, vocabulary - width)
             best_here = ops.argmax(logits, axis=-1)
             of_best = _at(logits, best_here)
             larger = ops.maximum(maximum, of_best)
             total = total * ops.exp(maximum - larger)
             total = total + ops.sum(ops.exp(logits - ops.expand_dims(larger, 1)), axis=1)
-            best = ops.where(of_best > maximum, ops.cast(best_here, "int32") + words[0], best)
-            place = token_ids - words[0]
+            best = ops.where(of_best > maximum, ops.cast(best_here, "int32") + start, best)
+            place = token_ids - start
             here = (token_ids >= first) & (place < width)
             right = ops.where(here, _at(logits, ops.clip(place, 0, width - 1)), right)
             return (larger, total, best, right), ()

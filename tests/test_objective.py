@@ -153,12 +153,9 @@ def on(backend, program):
     """What a function of this file returns in a process of its own, on another backend."""
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
+    code = f"import json, test_objective as t; print(json.dumps(t.{program}()))"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"import json, test_objective as t; print(json.dumps(t.{program}()))",
-        ],
+        [sys.executable, "-c", code],
         env=os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": f"{TESTS}:{TESTS.parent}"},
         capture_output=True,
         text=True,
