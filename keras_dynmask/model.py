@@ -13,12 +13,20 @@ from keras_dynmask.encoder import TransformerEncoder
 from keras_dynmask.errors import flag, require
 from keras_dynmask.inputs import check_ids, check_weights, is_integer, is_ragged
 from keras_dynmask.masking import DynamicMasking
-from keras_dynmask.objective import hits, states_at, token_losses, weighted_mean
+from keras_dynmask.objective import (
+    LARGE,
+    hits,
+    losses_in_pieces,
+    states_at,
+    token_losses,
+    weighted_mean,
+)
 from keras_dynmask.replicas import equal_share, replica_count, sum_over_replicas
 
-# Keras runs a test step and a prediction alike, with training=False; this tells them
-# apart. A context variable, because each replica's step is traced in its own thread.
-_EVALUATING = contextvars.ContextVar("evaluating", default=False)
+# "training" or "evaluation" inside `fit` and `evaluate`. Keras runs a test step and a prediction
+# alike, with training=False; this tells them apart. A context variable, because each replica's
+# step is traced in its own thread.
+_STEP = contextvars.ContextVar("step", default=None)
 
 ROLES = ("hidden", "swapped", "kept")
 
@@ -39,6 +47,10 @@ class MaskedLanguageModel(keras.Model):
     `masked_accuracy`, `perplexity`; and `selection_rate`, the share of the selectable
     tokens that really was selected. (Callbacks that monitor one want `mode="min"` or
     `"max"`: Keras knows the way up only of metrics given to `compile`.)
+
+    With more than 16,384 words, `fit` and `evaluate` hold the logits of 4,096 at a time:
+    the same numbers in less memory, save where `compile` brings metrics, which take all
+    logits.
 
     Saving stores the masks' step and the state of every dropout layer too: a run that
     is stopped and resumed ends as if it had never stopped.
@@ -181,8 +193,9 @@ class MaskedLanguageModel(keras.Model):
             "the model.",
             keys=list(features),
         )
-        if "mask_positions" in features or not (training or _EVALUATING.get()):
-            return self._logits(features, training)
+        if "mask_positions" in features or not (training or _STEP.get() == "evaluation"):
+            outputs = self._outputs(features, training)
+            return outputs.get("logits", outputs)
         if training and self.adaptive_selection is not None:
             weights = self.adaptive_selection(token_ids)
             weights = weights * ops.cast(features.get("selection_weights", 1.0), "float32")
@@ -192,7 +205,7 @@ class MaskedLanguageModel(keras.Model):
         masked = mask(features, selection_length=capacity)
         # What is padding is read off the ids before any of them is swapped.
         masked.setdefault("padding_mask", self._padding_mask(features))
-        return {**masked, "logits": self._logits(masked, training)}
+        return {**masked, **self._outputs(masked, training)}
 
     def encode(self, inputs, training=None):
         """Hidden states `[batch, length, dim]` of untouched token ids."""
@@ -228,16 +241,23 @@ class MaskedLanguageModel(keras.Model):
             return ops.ones_like(features["token_ids"], dtype="bool")
         return ops.not_equal(features["token_ids"], padding)
 
-    def _logits(self, features, training):
+    def _outputs(self, features, training):
+        """`logits`; or, for a loss that is computed in pieces, the `features` behind them."""
         hidden = self.encode(features, training=training)
         if "mask_positions" in features:
             hidden = states_at(hidden, features["mask_positions"])
-        return self.to_logits(hidden)
+        large = self.masking.vocabulary_size > LARGE
+        if large and _STEP.get() is not None and self._compile_metrics is None:
+            return {"features": self.head.features(hidden)}
+        return {"logits": self.to_logits(hidden)}
 
     def to_logits(self, hidden):
         """Hidden states `[..., dim]` to logits `[..., vocabulary]`."""
+        return self.head(hidden, self._embedding())
+
+    def _embedding(self):
         embedding = getattr(self.encoder, "token_embedding", None)
-        return self.head(hidden, None if embedding is None else embedding.embeddings)
+        return None if embedding is None else embedding.embeddings
 
     # Training and evaluation.
 
@@ -275,8 +295,12 @@ class MaskedLanguageModel(keras.Model):
         features = x if isinstance(x, dict) else {"token_ids": x}
         return {**features, "sample_weight": weights}, None
 
+    def train_step(self, *args, **kwargs):
+        with _in_step("training"):
+            return super().train_step(*args, **kwargs)
+
     def test_step(self, *args, **kwargs):
-        with _evaluating():
+        with _in_step("evaluation"):
             return super().test_step(*args, **kwargs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -285,20 +309,19 @@ class MaskedLanguageModel(keras.Model):
             "`compile` must leave `loss` unset: the model brings its own.",
             loss=self.loss,
         )
-        masked_here = isinstance(y_pred, dict)
+        masked_here = isinstance(y_pred, dict) and "mask_ids" in y_pred
         require(
             not masked_here or y is None,
             "`y` must be left out: the labels are the masked tokens. (A dataset that is masked "
             "already must hold `mask_positions`: give its masking a `mask_selection_length`.)",
             y=y,
         )
-        logits, labels, weights = _targets(x, y, y_pred, sample_weight)
-        losses = token_losses(logits, labels)
+        _, labels, weights = _targets(x, y, y_pred, sample_weight)
+        losses, right = self._losses_and_hits(y_pred, labels)
         total = ops.sum(weights)
         loss = weighted_mean(losses, weights)
         self.masked_loss.update_state(loss, sample_weight=total)
         self.perplexity.update_state(loss, sample_weight=total)
-        right = hits(logits, labels)
         self.masked_accuracy.update_state(weighted_mean(right, weights), sample_weight=total)
         if masked_here or (isinstance(x, dict) and "mask_positions" in x):
             masked = y_pred if masked_here else {**x, "mask_weights": weights}
@@ -312,6 +335,13 @@ class MaskedLanguageModel(keras.Model):
         loss = weighted_mean(losses, weights, sum_over_replicas(total))
         extra = sum(ops.sum(each) for each in self.losses) / replica_count()
         return equal_share(loss + extra)
+
+    def _losses_and_hits(self, outputs, labels):
+        if isinstance(outputs, dict) and "features" in outputs:
+            weights = self.head.output_weights(self._embedding())
+            return losses_in_pieces(outputs["features"], *weights, labels)
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs
+        return token_losses(logits, labels), hits(logits, labels)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         logits, labels, weights = _targets(x, y, y_pred, sample_weight)
@@ -413,10 +443,17 @@ class MaskedLanguageModelHead(layers.Layer):
         self.built = True
 
     def call(self, hidden, embedding=None):
+        embedding, bias = self.output_weights(embedding)
+        return ops.matmul(self.features(hidden), ops.transpose(embedding)) + bias
+
+    def features(self, hidden):
+        """What is multiplied by the embedding: `[..., dim]`."""
+        return self.normalization(self.transform(hidden))
+
+    def output_weights(self, embedding=None):
+        """Embedding `[vocabulary, dim]` and bias `[vocabulary]`, as they are computed with."""
         embedding = self.output_embedding if embedding is None else embedding
-        embedding = ops.cast(embedding, self.compute_dtype)  # [vocabulary, dim]
-        features = self.normalization(self.transform(hidden))
-        return ops.matmul(features, ops.transpose(embedding)) + self.bias
+        return ops.cast(embedding, self.compute_dtype), ops.cast(self.bias, self.compute_dtype)
 
     def get_config(self):
         return {
@@ -435,13 +472,13 @@ class Perplexity(keras.metrics.Mean):
 
 
 def _targets(x, y, y_pred, sample_weight):
-    """Logits, labels and weights, all at the same positions."""
-    if isinstance(y_pred, dict):  # masked by the model
+    """Logits (if there are any), labels and weights, all at the same positions."""
+    if isinstance(y_pred, dict) and "mask_ids" in y_pred:  # masked by the model
         weights = y_pred["mask_weights"]
         sample_weight = y_pred.get("sample_weight", sample_weight)
         if sample_weight is not None:  # one weight per row
             weights = weights * ops.reshape(ops.cast(sample_weight, weights.dtype), (-1, 1))
-        return y_pred["logits"], y_pred["mask_ids"], weights
+        return y_pred.get("logits"), y_pred["mask_ids"], weights
     if y is not None:  # masked by the dataset
         weights = ops.ones_like(y) if sample_weight is None else sample_weight
         return y_pred, y, ops.cast(weights, "float32")
@@ -450,9 +487,9 @@ def _targets(x, y, y_pred, sample_weight):
 
 
 @contextlib.contextmanager
-def _evaluating():
-    token = _EVALUATING.set(True)
+def _in_step(step):
+    token = _STEP.set(step)
     try:
         yield
     finally:
-        _EVALUATING.reset(token)
+        _STEP.reset(token)

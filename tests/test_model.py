@@ -9,7 +9,14 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from keras_dynmask import DynamicMasking, MaskedLanguageModel, TransformerEncoder
+from keras_dynmask import (
+    AdaptiveSelection,
+    DynamicMasking,
+    MaskedLanguageModel,
+    TransformerEncoder,
+    mask_dataset,
+)
+from keras_dynmask.objective import losses_in_pieces
 
 VOCABULARY, MASK = 50, 1
 DIALS = {
@@ -224,6 +231,75 @@ def test_mixed_precision_trains():
     assert keras.backend.standardize_dtype(model(rows()).dtype) == "bfloat16"
     _, reference = fitted()
     np.testing.assert_allclose(history["masked_loss"], reference["masked_loss"], rtol=0.02)
+
+
+@pytest.fixture
+def in_pieces(monkeypatch):
+    """From when it is called on, losses are computed in pieces; the list counts how often."""
+    walked = []
+
+    def walk(*arrays):
+        walked.append(1)
+        return losses_in_pieces(*arrays, piece=16)
+
+    def begin():
+        monkeypatch.setattr("keras_dynmask.model.LARGE", 0)
+        monkeypatch.setattr("keras_dynmask.model.losses_in_pieces", walk)
+        return walked
+
+    return begin
+
+
+def of_kind(kind):
+    """A model and what it is fitted on."""
+    keras.utils.set_random_seed(3)
+    masking = DynamicMasking(VOCABULARY, 0.2, MASK, 6 if kind == "dataset" else None, seed=9)
+    encoder = TransformerEncoder(VOCABULARY, 1, 2, 16, 24, dropout=0.0)
+    if kind == "untied":
+        embedding = keras.layers.Embedding(VOCABULARY, 16)
+        encoder = keras.Sequential([embedding, keras.layers.Dense(12, activation="tanh")])
+    adaptive = AdaptiveSelection(VOCABULARY) if kind == "adaptive" else None
+    model = MaskedLanguageModel(
+        encoder, masking, adaptive_selection=adaptive, detailed_metrics=True
+    )
+    if kind != "dataset":
+        return model, {"x": rows(), "sample_weight": np.linspace(0, 1, 32), "batch_size": 8}
+    return model, {"x": mask_dataset(tf.data.Dataset.from_tensor_slices(rows()).batch(8), masking)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind, jit", [("tied", True), ("untied", False), ("adaptive", False), ("dataset", False)]
+)
+def test_a_large_vocabulary_trains_alike_in_pieces(kind, jit, in_pieces):
+    found = []
+    for begin in (list, in_pieces):
+        walked = begin()
+        model, data = of_kind(kind)
+        # Not Adam, which divides by the size of a gradient, and so enlarges its rounding.
+        model.compile(keras.optimizers.SGD(0.5), jit_compile=jit)
+        history = model.fit(**data, epochs=1, steps_per_epoch=4, shuffle=False, verbose=0).history
+        found.append((history, model.evaluate(rows(), verbose=0), model.get_weights()))
+    assert len(walked) == 2  # a step of training and one of evaluation, each traced once
+    (history, held_out, weights), (history_in_pieces, held_out_in_pieces, weights_in_pieces) = found
+    for name, (value,) in history.items():
+        assert history_in_pieces[name] == [pytest.approx(value, rel=1e-5)]
+    assert held_out_in_pieces == pytest.approx(held_out, rel=1e-5)
+    for ours, theirs in zip(weights_in_pieces, weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_who_wants_logits_gets_them_at_any_vocabulary(in_pieces):
+    walked = in_pieces()
+    model = build(mask_selection_length=5)
+    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    model.compile("adam", weighted_metrics=[accuracy])
+    history = model.fit(rows(), verbose=0).history
+    assert history["accuracy"] == pytest.approx(history["masked_accuracy"], rel=1e-5)
+    model.compile("adam")
+    assert model(rows(), training=True)["logits"].shape == (32, 5, VOCABULARY)
+    assert model.predict(rows(), verbose=0).shape == (32, 20, VOCABULARY)
+    assert walked == []
 
 
 def test_rows_of_no_weight_do_not_count():
