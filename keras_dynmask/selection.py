@@ -175,6 +175,10 @@ def key_with_below(keys, counted, number, documents=None):
     a sum. Under XLA this is several times faster than any sort.
     """
     keys = ops.where(counted, keys, 2**31 - 1)  # below nothing
+    if isinstance(keys, np.ndarray) and documents is None and keys.size:
+        # NumPy sorts 32,768 keys 40 times faster than it bisects them.
+        at = np.broadcast_to(np.minimum(number, keys.shape[1] - 1), (len(keys), 1))
+        return np.take_along_axis(np.sort(keys, axis=1), at, axis=1)
     count_below = _counter(keys, documents)
 
     def raise_bit(round_, edge):
