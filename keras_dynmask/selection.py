@@ -103,7 +103,7 @@ def first_unit(keys, counted, documents=None):
     """The counted positions of lowest key in each row, or in each document."""
     downward = ops.where(counted, ~keys, -(2**31))  # ~key falls where the key rises
     if documents is None:
-        highest = ops.max(downward, axis=1, keepdims=True)
+        highest = ops.max(downward, axis=1, keepdims=True, initial=-(2**31))
     else:
         highest = highest_in_unit(downward, documents)
     return counted & (downward == highest)

@@ -7,7 +7,6 @@ What TensorFlow itself has by the same name and meaning comes from there.
 import numpy as np
 import tensorflow as tf
 
-any, max = tf.reduce_any, tf.reduce_max
 ceil, clip, divide_no_nan = tf.math.ceil, tf.clip_by_value, tf.math.divide_no_nan
 floor_divide, isnan, mod = tf.math.floordiv, tf.math.is_nan, tf.math.floormod
 left_shift, right_shift = tf.bitwise.left_shift, tf.bitwise.right_shift
@@ -38,6 +37,10 @@ def from_host(function, number, dtype):
         return np.asarray(function(number), dtype)
 
     return tf.ensure_shape(tf.numpy_function(said, [number], dtype), ())
+
+
+def max(x, axis, keepdims, initial):
+    return tf.maximum(tf.reduce_max(x, axis, keepdims), initial)
 
 
 def shape(x):
