@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_dynmask import TransformerEncoder
-from keras_dynmask.encoder import rotate
+from keras_dynmask.encoder import rotate, turns_at
 
 IDS = np.array([[5, 6, 7, 8, 9, 0, 0], [4, 3, 2, 0, 0, 0, 0]], "int32")
 
@@ -59,7 +59,8 @@ def test_every_token_sees_both_sides_and_the_order():
 
 def test_rotated_products_depend_on_distance_alone():
     states = np.tile(np.random.default_rng(0).normal(size=(1, 1, 1, 8)), (1, 50, 1, 1))
-    turned = numpy(rotate(ops.convert_to_tensor(states, "float32"), 1e4))[0, :, 0]
+    turns = turns_at(ops.arange(50)[None], 8, 1e4)
+    turned = numpy(rotate(ops.convert_to_tensor(states, "float32"), turns))[0, :, 0]
     products = turned @ turned.T
     for distance in (0, 1, 7):
         diagonal = np.diagonal(products, distance)
