@@ -12,9 +12,9 @@ def visible_capacity(masking, features):
     """How many tokens of a row the encoder has room for, in training.
 
     A row of n real tokens with s of them protected shows n - rate * (n - s). There is room
-    for a sixteenth of the row and two to be protected; besides for six standard deviations
-    where tokens are drawn on their own, and for eight units where they are longer than a
-    token. It is the whole row where nobody knows how few are hidden: with a schedule, a
+    for s = n / 32 + 2, separators and the like; besides for six standard deviations where
+    tokens are drawn on their own, and for eight mean lengths where units are longer than
+    a token. It is the whole row where nobody knows how few are hidden: with a schedule, a
     pair that begins at 0, or `begins` and `selectable` of the caller's own. Rounded up to
     eights, which matrix units like.
 
@@ -31,7 +31,7 @@ def visible_capacity(masking, features):
     size = length if is_known else ops.cast(length, "float32")
 
     unit = masking.mean_span_length * (1 if masking.continuation_token_ids is None else 2)
-    selectable = most(size * (1 - 1 / 16) - 2, 0.0)
+    selectable = most(size * (1 - 1 / 32) - 2, 0.0)
     selected = selectable * rate
     if masking.mask_selection_length is not None:
         selected = -most(-selected, -float(masking.mask_selection_length))

@@ -57,6 +57,14 @@ def test_every_token_sees_both_sides_and_the_order():
     assert np.abs(swapped[0, 3] - base[0, 3]).max() > 1e-5
 
 
+def test_tokens_may_come_in_any_order_with_their_positions():
+    encoder = small_encoder()
+    order = np.random.default_rng(0).permutation(7)
+    shuffled = encoder({"token_ids": IDS[:, order], "positions": np.stack([order, order])})
+    np.testing.assert_allclose(numpy(shuffled), numpy(encoder(IDS))[:, order], atol=1e-5)
+    assert np.abs(numpy(encoder(IDS[:, order])) - numpy(shuffled)).max() > 1e-3
+
+
 def test_rotated_products_depend_on_distance_alone():
     states = np.tile(np.random.default_rng(0).normal(size=(1, 1, 1, 8)), (1, 50, 1, 1))
     turns = turns_at(ops.arange(50)[None], 8, 1e4)
