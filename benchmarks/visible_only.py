@@ -32,7 +32,7 @@ ARMS = {
     "standard, .15": ({"mask_selection_rate": 0.15}, 1),
     "standard, .5": ({"mask_selection_rate": 0.5}, 1),
     "visible only, .5": ({"mask_selection_rate": 0.5, "visible_only": True}, 1),
-    "visible only, .5, longer": ({"mask_selection_rate": 0.5, "visible_only": True}, 1.6),
+    "visible only, .5, longer": ({"mask_selection_rate": 0.5, "visible_only": True}, 1.4),
 }
 
 
