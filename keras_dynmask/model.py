@@ -67,10 +67,10 @@ class MaskedLanguageModel(keras.Model):
         **kwargs: `name`, `dtype` of `keras.Model`.
 
     Call arguments:
-        inputs: integers `[batch, length]`, or a dict as `DynamicMasking` takes it, and
-            of which a `TransformerEncoder` reads `positions`, too. A dict that holds `mask_positions` is masked already (see `mask_dataset`):
-            logits are given at those positions, and `fit` takes the labels and
-            weights from the dataset.
+        inputs: integers `[batch, length]`, or a dict as `DynamicMasking` takes it (a
+            `TransformerEncoder` reads `positions`, too). A dict that holds
+            `mask_positions` is masked already (see `mask_dataset`): logits are given at
+            those positions, and `fit` takes the labels and weights from the dataset.
         training: bool or None. True masks.
 
     Returns:
