@@ -240,6 +240,8 @@ def _add_recipe_options(group):
     option("--rate", "mask_selection_rate", "share of the tokens selected", type=float)
     option("--span", "mean_span_length", "mean length of what is masked together", type=float)
     option("--whole-words", "whole_words", "never split a word", action="store_true")
+    which = "hide all that is selected, and the encoder does not see it; decode it in a block more"
+    option("--visible-only", "visible_only", which, action="store_true")
     option("--epochs", "epochs", "passes over the corpus", type=int)
     option("--batch-size", "batch_size", "rows per step", type=int)
     option("--length", "length", "tokens per row", type=int)

@@ -1,4 +1,7 @@
-"""`TransformerEncoder`: token ids in, hidden states out. It knows nothing of masking."""
+"""`TransformerEncoder`: token ids in, hidden states out. It knows nothing of masking.
+
+`TransformerDecoder` answers for positions that an encoder did not see.
+"""
 
 import random
 
@@ -30,8 +33,10 @@ class TransformerEncoder(keras.Model):
         **kwargs: `name`, `dtype` of `keras.Model`.
 
     Call arguments:
-        inputs: integers `[batch, length]`, or a dict of `token_ids` and, optionally,
-            `padding_mask` of the same shape (True or 1 = a real token).
+        inputs: integers `[batch, length]`, or a dict of `token_ids` and, optionally, of
+            the same shape: `padding_mask` (True or 1 = a real token; the others are not
+            attended to) and `positions` (ints, where each token stands; without them
+            0, 1, 2, ...).
         training: bool, whether dropout is active.
 
     Returns:
@@ -99,7 +104,6 @@ class TransformerEncoder(keras.Model):
                 hidden_dim,
                 intermediate_dim,
                 dropout=dropout,
-                rotary_base=rotary_base,
                 dtype=self.dtype_policy,
                 name=f"block_{index}",
             )
@@ -107,9 +111,7 @@ class TransformerEncoder(keras.Model):
         ]
         for block in self.blocks:  # `tf.train.Checkpoint` does not look into lists
             setattr(self, block.name, block)
-        self.final_normalization = layers.RMSNormalization(
-            epsilon=1e-6, dtype=self.dtype_policy, name="final_normalization"
-        )
+        self.final_normalization = _normalization("final_normalization", self.dtype_policy)
         self.build((None, None))
 
     def build(self, input_shape):
@@ -130,9 +132,14 @@ class TransformerEncoder(keras.Model):
         if padding_mask is not None:
             attended = ops.cast(padding_mask, "bool")[:, None, None, :]  # [batch, 1, 1, length]
 
+        positions = features.get("positions")
+        if positions is None:
+            positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")[None]
+        turns = turns_at(positions, self.hidden_dim // self.num_heads, self.rotary_base)
+
         hidden = self.token_embedding(token_ids)  # [batch, length, hidden]
         for block in self.blocks:
-            hidden = block(hidden, attended=attended, training=training)
+            hidden = block(hidden, turns, attended=attended, training=training)
         return self.final_normalization(hidden)
 
     def get_config(self):
@@ -150,17 +157,115 @@ class TransformerEncoder(keras.Model):
 
 
 @keras.saving.register_keras_serializable(package="keras_dynmask")
+class TransformerDecoder(layers.Layer):
+    """Gives a hidden state for each position asked for, from the states of other positions.
+
+    A query knows nothing but where it stands; it attends to the states, never to another
+    query. So any positions may be asked for, in any number, at a cost linear in it.
+
+    Args:
+        num_layers: int, the number of blocks.
+        num_heads, hidden_dim, intermediate_dim, dropout, rotary_base: as those of the
+            `TransformerEncoder` whose states it reads.
+        **kwargs: `name`, `dtype` of `keras.layers.Layer`.
+
+    Call arguments:
+        positions: ints `[batch, queries]`, where the queries stand.
+        states: `[batch, length, hidden_dim]`.
+        state_positions: ints `[batch, length]`, where the states stand.
+        attended: bool `[batch, length]`, which of them are attended to. Where a row has
+            none, its queries get nothing from the states.
+        training: bool, whether dropout is active.
+
+    Returns:
+        Hidden states `[batch, queries, hidden_dim]` in the compute dtype.
+
+    References:
+        Liao et al. 2022 ("Mask more and mask later"), Meng et al. 2024 (MAE-LM).
+    """
+
+    def __init__(
+        self,
+        num_layers,
+        num_heads,
+        hidden_dim,
+        intermediate_dim,
+        *,
+        dropout=0.1,
+        rotary_base=10_000.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.hidden_dim = hidden_dim
+        self.intermediate_dim = intermediate_dim
+        self.dropout = dropout
+        self.rotary_base = rotary_base
+        self.blocks = [
+            CrossAttentionBlock(
+                num_heads,
+                hidden_dim,
+                intermediate_dim,
+                dropout=dropout,
+                dtype=self.dtype_policy,
+                name=f"block_{index}",
+            )
+            for index in range(num_layers)
+        ]
+        for block in self.blocks:  # as in the encoder
+            setattr(self, block.name, block)
+        self.final_normalization = _normalization("final_normalization", self.dtype_policy)
+
+    def build(self, input_shape=None):
+        states_shape = (None, None, self.hidden_dim)
+        self.query_embedding = self.add_weight(
+            name="query_embedding", shape=(self.hidden_dim,), initializer=_initializer()
+        )
+        for block in self.blocks:
+            block.build(states_shape)
+        self.final_normalization.build(states_shape)
+        self.built = True
+
+    def call(self, positions, states, state_positions, attended, training=False):
+        head_dim = self.hidden_dim // self.num_heads
+        turns, state_turns = (
+            turns_at(each, head_dim, self.rotary_base) for each in (positions, state_positions)
+        )
+        # A row without a state to attend to attends to all of them alike: to zeros.
+        states = ops.where(attended[:, :, None], states, ops.zeros_like(states))
+        attended = attended[:, None, None, :]  # [batch, 1, 1, length]
+
+        # All queries are one vector until they have turned and looked: the first block
+        # computes its projection once.
+        hidden = ops.cast(self.query_embedding, self.compute_dtype)[None, None]  # [1, 1, hidden]
+        for block in self.blocks:
+            hidden = block(hidden, turns, states, state_turns, attended, training=training)
+        return self.final_normalization(hidden)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "hidden_dim": self.hidden_dim,
+            "intermediate_dim": self.intermediate_dim,
+            "dropout": self.dropout,
+            "rotary_base": self.rotary_base,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_dynmask")
 class TransformerBlock(layers.Layer):
     """Attention, then a gated feed-forward layer, each added to what came in."""
 
-    def __init__(
-        self, num_heads, hidden_dim, intermediate_dim, *, dropout=0.1, rotary_base=1e4, **kwargs
-    ):
+    PROJECTIONS = {"query_key_value": 3}
+
+    def __init__(self, num_heads, hidden_dim, intermediate_dim, *, dropout=0.1, **kwargs):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.hidden_dim = hidden_dim
         self.intermediate_dim = intermediate_dim
-        self.rotary_base = rotary_base
 
         def dense(units, name):
             return layers.Dense(
@@ -171,13 +276,13 @@ class TransformerBlock(layers.Layer):
                 name=name,
             )
 
-        def normalization(name):
-            return layers.RMSNormalization(epsilon=1e-6, dtype=self.dtype_policy, name=name)
-
-        self.attention_normalization = normalization("attention_normalization")
-        self.query_key_value = dense(3 * hidden_dim, "query_key_value")
+        self.attention_normalization = _normalization("attention_normalization", self.dtype_policy)
+        for name, parts in self.PROJECTIONS.items():
+            setattr(self, name, dense(parts * hidden_dim, name))
         self.attention_output = dense(hidden_dim, "attention_output")
-        self.feedforward_normalization = normalization("feedforward_normalization")
+        self.feedforward_normalization = _normalization(
+            "feedforward_normalization", self.dtype_policy
+        )
         self.gate_and_value = dense(2 * intermediate_dim, "gate_and_value")
         self.feedforward_output = dense(hidden_dim, "feedforward_output")
         # PyTorch's dropout without a seed draws from a state that no file holds.
@@ -187,7 +292,7 @@ class TransformerBlock(layers.Layer):
     def build(self, input_shape):
         for layer in (
             self.attention_normalization,
-            self.query_key_value,
+            *(getattr(self, name) for name in self.PROJECTIONS),
             self.attention_output,
             self.feedforward_normalization,
             self.gate_and_value,
@@ -197,23 +302,28 @@ class TransformerBlock(layers.Layer):
         self.feedforward_output.build((*input_shape[:-1], self.intermediate_dim))
         self.built = True
 
-    def call(self, hidden, attended=None, training=False):
-        branch = self._attention(self.attention_normalization(hidden), attended)
+    def call(self, hidden, turns, attended=None, training=False):
+        normal = self.attention_normalization(hidden)
+        query, key, value = self._heads(self.query_key_value(normal), 3)
+        branch = self._attention(rotate(query, turns), rotate(key, turns), value, attended)
+        return self._with_branches(hidden, branch, training)
+
+    def _heads(self, projected, parts):
+        """`[batch, length, parts * hidden]` as so many `[batch, length, heads, head_dim]`."""
+        batch, length, _ = ops.shape(projected)
+        head_dim = self.hidden_dim // self.num_heads
+        heads = ops.reshape(projected, (batch, length, parts * self.num_heads, head_dim))
+        return ops.split(heads, parts, axis=2)
+
+    def _attention(self, query, key, value, attended):
+        batch, length, _, _ = ops.shape(query)
+        mixed = ops.dot_product_attention(query, key, value, mask=attended)
+        return self.attention_output(ops.reshape(mixed, (batch, length, self.hidden_dim)))
+
+    def _with_branches(self, hidden, branch, training):
         hidden = hidden + self.dropout(branch, training=training)
         branch = self._feedforward(self.feedforward_normalization(hidden))
         return hidden + self.dropout(branch, training=training)
-
-    def _attention(self, hidden, attended):
-        batch, length, _ = ops.shape(hidden)
-        heads = ops.reshape(
-            self.query_key_value(hidden),
-            (batch, length, 3 * self.num_heads, self.hidden_dim // self.num_heads),
-        )
-        query, key, value = ops.split(heads, 3, axis=2)  # [batch, length, heads, head_dim]
-        mixed = ops.dot_product_attention(
-            rotate(query, self.rotary_base), rotate(key, self.rotary_base), value, mask=attended
-        )
-        return self.attention_output(ops.reshape(mixed, (batch, length, self.hidden_dim)))
 
     def _feedforward(self, hidden):
         gate, value = ops.split(self.gate_and_value(hidden), 2, axis=-1)
@@ -226,29 +336,56 @@ class TransformerBlock(layers.Layer):
             "hidden_dim": self.hidden_dim,
             "intermediate_dim": self.intermediate_dim,
             "dropout": self.dropout.rate,
-            "rotary_base": self.rotary_base,
         }
 
 
-def rotate(states, base):
+@keras.saving.register_keras_serializable(package="keras_dynmask")
+class CrossAttentionBlock(TransformerBlock):
+    """A block in which what came in asks, and the states of other positions answer."""
+
+    PROJECTIONS = {"query": 1, "key_value": 2}
+
+    def call(self, hidden, turns, states, state_turns, attended, training=False):
+        (query,) = self._heads(self.query(self.attention_normalization(hidden)), 1)
+        key, value = self._heads(self.key_value(states), 2)
+        branch = self._attention(rotate(query, turns), rotate(key, state_turns), value, attended)
+        return self._with_branches(hidden, branch, training)
+
+
+def turns_at(positions, head_dim, base):
+    """How far each pair of features is turned at each position, as cosines and sines.
+
+    The angles are float32: in bfloat16 positions beyond 256 would fall together.
+
+    Args:
+        positions: ints `[batch, length]`, or `[1, length]` for all rows.
+        head_dim: int, even.
+        base: float, the pairs' wavelengths run from 2 pi to almost 2 pi * base.
+    """
+    half = head_dim // 2
+    frequencies = base ** (-ops.arange(half, dtype="float32") / half)
+    angles = ops.cast(positions, "float32")[:, :, None, None] * frequencies
+    return ops.cos(angles), ops.sin(angles)  # [batch, length, 1, half]
+
+
+def rotate(states, turns):
     """Turn each pair of features by an angle that grows with the position.
 
-    The product of two rotated states depends on their distance alone. The angles are
-    float32: in bfloat16 positions beyond 256 would fall together.
+    The product of two rotated states depends on their distance alone.
 
     Args:
         states: `[batch, length, heads, head_dim]`; feature i pairs with i + head_dim / 2.
-        base: float, the pairs' wavelengths run from 2 pi to almost 2 pi * base.
+        turns: from `turns_at`.
     """
-    length, half = ops.shape(states)[1], states.shape[-1] // 2
-    frequencies = base ** (-ops.arange(half, dtype="float32") / half)
-    angles = ops.arange(length, dtype="float32")[:, None] * frequencies  # [length, half]
-    cosine = ops.cast(ops.cos(angles), states.dtype)[:, None, :]
-    sine = ops.cast(ops.sin(angles), states.dtype)[:, None, :]
+    cosine, sine = (ops.cast(turn, states.dtype) for turn in turns)
     first, second = ops.split(states, 2, axis=-1)
     return ops.concatenate(
         [first * cosine - second * sine, second * cosine + first * sine], axis=-1
     )
+
+
+def _normalization(name, dtype):
+    return layers.RMSNormalization(epsilon=1e-6, dtype=dtype, name=name)
 
 
 def _initializer():

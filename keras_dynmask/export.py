@@ -33,9 +33,9 @@ def export_saved_model(model, filepath, *, dtype="int32", verbose=False):
     archive = keras.export.ExportArchive()
     archive.track(model.encoder)
     archive.track(model.head)
-    archive.add_endpoint(
-        "serve", lambda ids: model.to_logits(model.encode(ids, training=False)), token_ids
-    )
+    if model.decoder is not None:
+        archive.track(model.decoder)
+    archive.add_endpoint("serve", lambda ids: model(ids, training=False), token_ids)
     archive.add_endpoint("encode", lambda ids: model.encode(ids, training=False), token_ids)
     try:
         archive.write_out(str(filepath), verbose=verbose)

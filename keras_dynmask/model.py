@@ -9,7 +9,7 @@ from keras import layers, ops
 
 from keras_dynmask.adaptive import AdaptiveSelection
 from keras_dynmask.corruption import roles
-from keras_dynmask.encoder import TransformerEncoder
+from keras_dynmask.encoder import TransformerDecoder, TransformerEncoder
 from keras_dynmask.errors import flag, require
 from keras_dynmask.inputs import check_ids, check_weights, is_integer, is_ragged
 from keras_dynmask.masking import DynamicMasking
@@ -22,6 +22,7 @@ from keras_dynmask.objective import (
     weighted_mean,
 )
 from keras_dynmask.replicas import equal_share, replica_count, sum_over_replicas
+from keras_dynmask.visible import gather_visible, visible_capacity
 
 # "training" or "evaluation" inside `fit` and `evaluate`. Keras runs a test step and a prediction
 # alike, with training=False; this tells them apart. A context variable, because each replica's
@@ -64,16 +65,24 @@ class MaskedLanguageModel(keras.Model):
         masking: a `DynamicMasking` layer.
         adaptive_selection: an `AdaptiveSelection` layer or None. With it, tokens that
             the model knows by now are selected less often in training.
+        visible_only: bool. True shows the encoder, a `TransformerEncoder`, only the tokens
+            that are not hidden: nothing it computes depends on what is, not even on where.
+            A decoder of one cross-attention block, made like one of the encoder's, answers
+            at the selected positions. In training the hidden are left out of the encoder's
+            input, which is shorter by as much (see `visible_capacity`: where a row
+            shows more than it foresees, evenly spaced tokens are left out, too); elsewhere
+            nobody attends to them. That saves most where much is hidden:
+            `mask_selection_rate=0.5, mask_token_rate=1.0, random_token_rate=0.0`.
         detailed_metrics: bool. True logs the share of rows in which nothing was selected,
             `empty_rows`, and the loss and accuracy of the hidden, the swapped and the
             kept tokens apart: `hidden_loss`, `hidden_accuracy`, `swapped_loss`, ...
         **kwargs: `name`, `dtype` of `keras.Model`.
 
     Call arguments:
-        inputs: integers `[batch, length]`, or a dict as `DynamicMasking` takes it. A
-            dict that holds `mask_positions` is masked already (see `mask_dataset`):
-            logits are given at those positions, and `fit` takes the labels and
-            weights from the dataset.
+        inputs: integers `[batch, length]`, or a dict as `DynamicMasking` takes it (a
+            `TransformerEncoder` reads `positions`, too). A dict that holds
+            `mask_positions` is masked already (see `mask_dataset`): logits are given at
+            those positions, and `fit` takes the labels and weights from the dataset.
         training: bool or None. True masks.
 
     Returns:
@@ -98,11 +107,19 @@ class MaskedLanguageModel(keras.Model):
 
     References:
         Devlin et al. 2019 (the objective), Liu et al. 2019 (a fresh mask each time),
-        Press and Wolf 2017 (the shared embedding).
+        Press and Wolf 2017 (the shared embedding), Liao et al. 2022 and Meng et al. 2024
+        (an encoder that sees only what is not hidden).
     """
 
     def __init__(
-        self, encoder, masking, *, adaptive_selection=None, detailed_metrics=False, **kwargs
+        self,
+        encoder,
+        masking,
+        *,
+        adaptive_selection=None,
+        visible_only=False,
+        detailed_metrics=False,
+        **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)  # weights in the inputs stay float32
         require(
@@ -137,8 +154,15 @@ class MaskedLanguageModel(keras.Model):
             "weighs more is selected at a rate of its own.",
             inverse_rate_weights=True,
         )
+        require(
+            not flag("visible_only", visible_only) or isinstance(encoder, TransformerEncoder),
+            "`encoder` must be a TransformerEncoder with `visible_only`: one that is told where "
+            "the tokens stand.",
+            encoder=encoder,
+        )
         self.encoder = encoder
         self.masking = masking
+        self.decoder = _decoder_for(encoder) if visible_only else None
         self.adaptive_selection = adaptive_selection
         self.detailed_metrics = flag("detailed_metrics", detailed_metrics)
         hidden = self.encode(keras.Input((None,), dtype="int32"))  # builds the encoder, too
@@ -208,12 +232,17 @@ class MaskedLanguageModel(keras.Model):
         return {**masked, **self._outputs(masked, training)}
 
     def encode(self, inputs, training=None):
-        """Hidden states `[batch, length, dim]` of untouched token ids."""
+        """Hidden states `[batch, length, dim]` of untouched token ids.
+
+        With `visible_only` nobody attends to a mask token among them.
+        """
         features = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
+        if self.decoder is not None:
+            features = {**features, "padding_mask": self._visible(features)}
         expected = getattr(self.encoder, "input", None) if self.encoder.built else None
         if isinstance(self.encoder, TransformerEncoder):
-            expected = [name for name in ("token_ids", "padding_mask") if name in features]
-            arguments = {name: features[name] for name in expected}
+            expected = ("token_ids", "padding_mask", "positions")
+            arguments = {name: features[name] for name in expected if name in features}
         elif isinstance(expected, dict):
             known = {
                 "token_ids": lambda: features["token_ids"],
@@ -241,15 +270,44 @@ class MaskedLanguageModel(keras.Model):
             return ops.ones_like(features["token_ids"], dtype="bool")
         return ops.not_equal(features["token_ids"], padding)
 
+    def _visible(self, features):
+        """Real and not hidden: bool `[batch, length]`."""
+        real = ops.cast(self._padding_mask(features), "bool")
+        return real & ops.not_equal(features["token_ids"], self.masking.mask_token_id)
+
     def _outputs(self, features, training):
         """`logits`; or, for a loss that is computed in pieces, the `features` behind them."""
-        hidden = self.encode(features, training=training)
-        if "mask_positions" in features:
-            hidden = states_at(hidden, features["mask_positions"])
+        hidden = self._states(features, training)
         large = self.masking.vocabulary_size > LARGE
         if large and _STEP.get() is not None and self._compile_metrics is None:
             return {"features": self.head.features(hidden)}
         return {"logits": self.to_logits(hidden)}
+
+    def _states(self, features, training):
+        """Hidden states at the selected positions, or at all where none are named."""
+        if self.decoder is not None:
+            return self._decoded(features, training)
+        hidden = self.encode(features, training=training)
+        if "mask_positions" in features:
+            hidden = states_at(hidden, features["mask_positions"])
+        return hidden
+
+    def _decoded(self, features, training):
+        token_ids, seen = features["token_ids"], self._visible(features)
+        positions = ops.zeros_like(token_ids, dtype="int32")
+        positions += ops.arange(ops.shape(token_ids)[1], dtype="int32")
+        positions = ops.cast(features.get("positions", positions), "int32")
+        queries = positions
+        if "mask_positions" in features:
+            queries = ops.take_along_axis(positions, features["mask_positions"], axis=1)
+        if training:
+            capacity = visible_capacity(self.masking, features)
+            shown = gather_visible(token_ids, positions, seen, capacity)
+            states = self.encoder(shown, training=True)
+            seen, positions = shown["padding_mask"], shown["positions"]
+        else:
+            states = self.encode(features, training=training)
+        return self.decoder(queries, states, positions, seen, training=training)
 
     def to_logits(self, hidden):
         """Hidden states `[..., dim]` to logits `[..., vocabulary]`."""
@@ -396,6 +454,7 @@ class MaskedLanguageModel(keras.Model):
             "encoder": keras.saving.serialize_keras_object(self.encoder),
             "masking": keras.saving.serialize_keras_object(self.masking),
             "adaptive_selection": keras.saving.serialize_keras_object(self.adaptive_selection),
+            "visible_only": self.decoder is not None,
             "detailed_metrics": self.detailed_metrics,
         }
 
@@ -469,6 +528,22 @@ class Perplexity(keras.metrics.Mean):
 
     def result(self):
         return ops.exp(super().result())
+
+
+def _decoder_for(encoder):
+    """One block as wide as the encoder's. One is enough: see benchmarks/visible_only.py."""
+    decoder = TransformerDecoder(
+        1,
+        encoder.num_heads,
+        encoder.hidden_dim,
+        encoder.intermediate_dim,
+        dropout=encoder.dropout,
+        rotary_base=encoder.rotary_base,
+        dtype=encoder.dtype_policy,
+        name="decoder",
+    )
+    decoder.build()
+    return decoder
 
 
 def _targets(x, y, y_pred, sample_weight):

@@ -44,6 +44,11 @@ def highest_rate(rate):
     return rate if isinstance(rate, float) else rate[1] if isinstance(rate, tuple) else 1.0
 
 
+def lowest_rate(rate):
+    """The lowest that is known before the step is."""
+    return rate if isinstance(rate, float) else rate[0] if isinstance(rate, tuple) else 0.0
+
+
 def rate_at(rate, step, keys, spread):
     """The rate of every row as float32: one number for all, or `[batch, 1]`.
 

@@ -38,6 +38,8 @@ class Recipe:
     mask_selection_rate: float = 0.15  # Devlin et al. 2019
     mean_span_length: float = 1.0
     whole_words: bool = False
+    # The encoder sees only what is not hidden. At a rate of .5 that is half the work.
+    visible_only: bool = False
     vocabulary_size: int = 4000  # a corpus of 10^5 words holds few words often enough
     length: int = 64  # half of BERT's first phase: three sentences
     validation_share: float = 0.125  # every eighth document
@@ -73,6 +75,7 @@ class Recipe:
         whole("vocabulary_size", self.vocabulary_size, 2 * len(text.SPECIAL_TOKENS))
         whole("seed", self.seed, 0, 2**32 - 1)
         flag("whole_words", self.whole_words)
+        flag("visible_only", self.visible_only)
         real("mean_span_length", self.mean_span_length, 1)
         real("dropout", self.dropout, 0, 1 - 1e-6)
         real("warmup_share", self.warmup_share, 0, 1)
@@ -101,6 +104,8 @@ class Recipe:
             dropout=self.dropout,
             padding_token_id=tokenizer.token_to_id(text.PADDING),
         )
+        # What is selected and not hidden would be visible.
+        shares = {"mask_token_rate": 1.0, "random_token_rate": 0.0} if self.visible_only else {}
         masking = DynamicMasking(
             vocabulary_size,
             self.mask_selection_rate,
@@ -109,12 +114,14 @@ class Recipe:
             mean_span_length=self.mean_span_length,
             continuation_token_ids=continuation_ids(tokenizer) if self.whole_words else None,
             seed=self.seed,
+            **shares,
         )
         adaptive = AdaptiveSelection(vocabulary_size) if self.masking == "adaptive" else None
         model = MaskedLanguageModel(
             encoder,
             masking,
             adaptive_selection=adaptive,
+            visible_only=self.visible_only,
             detailed_metrics=True,  # for history.csv
         )
         warmup = math.ceil(self.warmup_share * steps)

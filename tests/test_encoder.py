@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_dynmask import TransformerEncoder
-from keras_dynmask.encoder import rotate
+from keras_dynmask.encoder import rotate, turns_at
 
 IDS = np.array([[5, 6, 7, 8, 9, 0, 0], [4, 3, 2, 0, 0, 0, 0]], "int32")
 
@@ -57,9 +57,18 @@ def test_every_token_sees_both_sides_and_the_order():
     assert np.abs(swapped[0, 3] - base[0, 3]).max() > 1e-5
 
 
+def test_tokens_may_come_in_any_order_with_their_positions():
+    encoder = small_encoder()
+    order = np.random.default_rng(0).permutation(7)
+    shuffled = encoder({"token_ids": IDS[:, order], "positions": np.stack([order, order])})
+    np.testing.assert_allclose(numpy(shuffled), numpy(encoder(IDS))[:, order], atol=1e-5)
+    assert np.abs(numpy(encoder(IDS[:, order])) - numpy(shuffled)).max() > 1e-3
+
+
 def test_rotated_products_depend_on_distance_alone():
     states = np.tile(np.random.default_rng(0).normal(size=(1, 1, 1, 8)), (1, 50, 1, 1))
-    turned = numpy(rotate(ops.convert_to_tensor(states, "float32"), 1e4))[0, :, 0]
+    turns = turns_at(ops.arange(50)[None], 8, 1e4)
+    turned = numpy(rotate(ops.convert_to_tensor(states, "float32"), turns))[0, :, 0]
     products = turned @ turned.T
     for distance in (0, 1, 7):
         diagonal = np.diagonal(products, distance)
