@@ -13,7 +13,7 @@ import statistics
 
 from matplotlib.figure import Figure
 
-from keras_dynmask.training import Recipe, partial_directory, read_history, train
+from keras_dynmask.training import Recipe, partial_directory, train
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
 ARMS = ("static", "dynamic")
@@ -45,7 +45,9 @@ def history(output, arm, seed, epochs):
     if not output.exists():
         recipe = Recipe(masking=arm, seed=seed, epochs=epochs)
         train(recipe, output, resume=partial_directory(output).exists(), announce=print)
-    return read_history(output / "history.csv")
+    with open(output / "history.csv", newline="") as file:
+        rows = [{name: float(n) for name, n in row.items()} for row in csv.DictReader(file)]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
 
 
 def print_table(histories):

@@ -8,7 +8,7 @@ position is favoured, whatever the setting.
 import numpy as np
 
 from keras_dynmask.arrays import ops
-from keras_dynmask.units import count_in_unit, highest_in_unit, running_count
+from keras_dynmask.units import count_in_unit, running_count
 
 
 def count_positions(chosen, documents=None):
@@ -101,12 +101,12 @@ def select_first(order, keys, selectable, count, turn, documents=None):
 
 def first_unit(keys, counted, documents=None):
     """The counted positions of lowest key in each row, or in each document."""
+    if documents is not None:
+        return counted & (keys == key_with_below(keys, counted, 0, documents))
     downward = ops.where(counted, ~keys, -(2**31))  # ~key falls where the key rises
-    if documents is None:
-        highest = ops.max(downward, axis=1, keepdims=True, initial=-(2**31))
-    else:
-        highest = highest_in_unit(downward, documents)
-    return counted & (downward == highest)
+    # One column more, as an empty row has no highest.
+    highest = ops.max(ops.pad(downward, ((0, 0), (0, 1)), constant_values=-(2**31)), axis=1)
+    return counted & (downward == highest[:, None])
 
 
 def weighted_order(noise, weights):

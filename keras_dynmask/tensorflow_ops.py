@@ -39,8 +39,12 @@ def from_host(function, number, dtype):
     return tf.ensure_shape(tf.numpy_function(said, [number], dtype), ())
 
 
-def max(x, axis, keepdims, initial):
-    return tf.maximum(tf.reduce_max(x, axis, keepdims), initial)
+def max(x, axis):
+    return tf.reduce_max(x, axis)
+
+
+def pad(x, pad_width, constant_values=0):
+    return tf.pad(x, pad_width, constant_values=constant_values)
 
 
 def shape(x):

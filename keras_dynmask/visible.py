@@ -5,7 +5,8 @@ import math
 from keras import ops
 
 from keras_dynmask.rates import lowest_rate
-from keras_dynmask.selection import at_selected
+from keras_dynmask.selection import count_positions, selected_positions, values_at
+from keras_dynmask.units import running_count
 
 
 def visible_capacity(masking, features):
@@ -68,18 +69,17 @@ def gather_visible(token_ids, positions, visible, capacity):
     Returns:
         A dict as `TransformerEncoder` takes it, of `[batch, capacity]`.
     """
-    rank = ops.cumsum(ops.cast(visible, "int32"), axis=1)  # from 1
+    rank = running_count(visible)  # from 1
     count = ops.cast(rank[:, -1:], "float32")
     share = ops.minimum(ops.cast(capacity, "float32") / ops.maximum(count, 1.0), 1.0)
     place, before = (ops.floor(ops.cast(each, "float32") * share) for each in (rank, rank - 1))
     fits = visible & (place > before)
 
-    columns = ops.zeros_like(positions) + ops.arange(ops.shape(token_ids)[1], dtype="int32")
-    columns = at_selected(columns, fits, capacity)
-    filled = ops.arange(capacity, dtype="int32") < ops.sum(ops.cast(fits, "int32"), 1, True)
+    columns = selected_positions(fits, capacity)
+    filled = ops.arange(capacity, dtype="int32") < count_positions(fits)
 
     def gathered(values):
-        return ops.where(filled, ops.take_along_axis(values, columns, axis=1), 0)
+        return ops.where(filled, values_at(values, columns), 0)
 
     return {
         "token_ids": gathered(token_ids),
