@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import pathlib
+import subprocess
 import sys
 
 from keras_dynmask.errors import need_extra, require, whole
@@ -20,7 +21,18 @@ EXAMPLES = """examples:
   keras-dynmask preview --rate 0.3 --span 3           one sentence at five steps
   keras-dynmask preview --rate 0.3:0.15 --set at_least_one=true --output masks.png
   keras-dynmask export books --output serving/books
+  keras-dynmask bench masking                         beside KerasHub and Hugging Face
 """
+
+BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
+SHORT_BENCHMARKS = {
+    "masking": "masking alone, beside KerasHub, Hugging Face, ELECTRA and NumPy",
+    "masking_in_the_step": "what masking costs inside a training step",
+    "objective": "logits at all positions, at the selected ones, and in pieces",
+    "visible_only": "an encoder that sees only what is not hidden",
+    "training_step": "the whole step, beside KerasHub and Hugging Face",
+    "input": "the input pipeline beside the step",
+}
 
 
 def main(argv=None):
@@ -132,6 +144,24 @@ def export(directory, output):
     print(f"{output} serves token ids to logits (`serve`) and hidden states (`encode`).")
 
 
+def bench(names):
+    for name in names:
+        require(
+            name in SHORT_BENCHMARKS,
+            f"`name` must be one of {', '.join(SHORT_BENCHMARKS)}.",
+            name=name,
+        )
+    require(
+        BENCHMARKS.is_dir(),
+        "`bench` needs the repository's folder of benchmarks: run it in a clone.",
+        folder=str(BENCHMARKS),
+    )
+    for name in names or SHORT_BENCHMARKS:
+        print(f"\n{name}: {SHORT_BENCHMARKS[name]}\n", flush=True)
+        status = subprocess.run([sys.executable, BENCHMARKS / f"{name}.py", "--short"]).returncode
+        require(status == 0, f"`{name}` must end with status 0.", status=status)
+
+
 def _parser():
     parser = argparse.ArgumentParser(
         "keras-dynmask",
@@ -218,6 +248,19 @@ def _parser():
     )
     sub.add_argument("directory", help="what pretrain made")
     sub.add_argument("--output", help="directory to make (DIR/saved_model)")
+
+    sub = command(
+        "bench",
+        bench,
+        "measure speed and memory beside the alternatives, in their short form",
+        "bench masking",
+    )
+    sub.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"{', '.join(SHORT_BENCHMARKS)} (all: some ten minutes)",
+    )
     return parser
 
 

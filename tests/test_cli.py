@@ -208,6 +208,7 @@ def mistakes(folder):
     new = str(folder / "new")
     return {
         "missing corpus": (["pretrain", "--corpus", "no/such*", "--output", new], "readable text"),
+        "no such benchmark": (["bench", "speed"], "`name` must be one of masking, "),
         "not UTF-8": (["pretrain", "--corpus", str(latin), "--output", new], "UTF-8"),
         "empty": (["pretrain", "--corpus", str(empty), "--output", new], "every file is empty"),
         "too short": (
@@ -282,6 +283,21 @@ def test_help_has_examples(arguments, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(arguments)
     assert "example" in capsys.readouterr().out
+
+
+def test_bench_runs_the_short_form_of_what_is_named(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(cli, "BENCHMARKS", tmp_path)
+    (tmp_path / "masking.py").write_text("import sys; print(sys.argv[1:])")
+    (tmp_path / "input.py").write_text("raise SystemExit(3)")
+    assert cli.main(["bench", "masking"]) == 0
+    assert "['--short']" in capfd.readouterr().out
+    assert cli.main(["bench", "input"]) == 2
+    assert "`input` must end with status 0. Received: status=3" in capfd.readouterr().err
+
+
+def test_every_short_benchmark_is_there():
+    for name in cli.SHORT_BENCHMARKS:
+        assert "--short" in (cli.BENCHMARKS / f"{name}.py").read_text()
 
 
 def shown_commands():
