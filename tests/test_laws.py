@@ -274,7 +274,7 @@ def units_of(drawer, ids, step):
             seen.append(number(*begins)) or seen[0]))  # fmt: skip
         outputs = numpy(drawer(ids, step=step))
     if not seen:  # each position is one
-        return np.tile(np.arange(ids.shape[1]), (len(ids), 1)), outputs
+        return np.indices(outputs["token_ids"].shape)[1], outputs
     return ops.convert_to_numpy(seen[0]), outputs
 
 
