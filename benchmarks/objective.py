@@ -99,7 +99,8 @@ def head(vocabulary, length, tokens, way):
     import numpy as np
     from keras import ops
 
-    from keras_dynmask.objective import hits, losses_in_pieces, states_at, token_losses
+    from keras_dynmask.objective import hits, states_at, token_losses
+    from keras_dynmask.pieces import losses_in_pieces
 
     random, batch, count = np.random.default_rng(0), tokens // length, int(length * RATE)
     shapes = ((batch, length, DIM), (vocabulary, DIM), (vocabulary,))

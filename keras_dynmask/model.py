@@ -13,14 +13,8 @@ from keras_dynmask.encoder import TransformerDecoder, TransformerEncoder
 from keras_dynmask.errors import flag, require
 from keras_dynmask.inputs import check_ids, check_weights, is_integer, is_ragged
 from keras_dynmask.masking import DynamicMasking
-from keras_dynmask.objective import (
-    LARGE,
-    hits,
-    losses_in_pieces,
-    states_at,
-    token_losses,
-    weighted_mean,
-)
+from keras_dynmask.objective import hits, states_at, token_losses, weighted_mean
+from keras_dynmask.pieces import LARGE, losses_in_pieces
 from keras_dynmask.replicas import equal_share, replica_count, sum_over_replicas
 from keras_dynmask.visible import gather_visible, visible_capacity
 

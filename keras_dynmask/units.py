@@ -48,10 +48,10 @@ def running_sum(numbers):
     """The sum up to each position, itself included: `[1 0 2 1] -> [1 1 3 4]`. int32.
 
     Where the length is known, first inside blocks of 16, then over the blocks: under XLA on
-    a CPU 4 times faster than `cumsum`.
+    a CPU 4 times faster than `cumsum`, which NumPy does as fast.
     """
     batch, length = ops.shape(numbers)
-    if not isinstance(length, int) or length <= 16:
+    if not isinstance(length, int) or length <= 16 or isinstance(numbers, np.ndarray):
         return ops.cumsum(numbers, axis=1)
     blocks = ops.pad(numbers, ((0, 0), (0, -length % 16)))
     blocks = ops.reshape(blocks, (batch, (length + 15) // 16, 16))

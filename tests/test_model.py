@@ -16,7 +16,7 @@ from keras_dynmask import (
     TransformerEncoder,
     mask_dataset,
 )
-from keras_dynmask.objective import losses_in_pieces
+from keras_dynmask.pieces import losses_in_pieces
 
 VOCABULARY, MASK = 50, 1
 DIALS = {
