@@ -30,14 +30,16 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "objective.csv"
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="one vocabulary, one length")
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES)
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--tokens", type=int, default=8192, help="of a batch (%(default)s)")
     parser.add_argument("--memory", type=float, default=8.0, help="GiB for logits (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS, help="(%(default)s)")
     arguments = parser.parse_args()
     tokens = 1024 if arguments.short else arguments.tokens
-    lengths = (128,) if arguments.short else LENGTHS
-    vocabularies = VOCABULARIES[1:2] if arguments.short else VOCABULARIES
+    lengths = arguments.lengths[:1] if arguments.short else arguments.lengths
+    vocabularies = VOCABULARIES[1:2] if arguments.short else arguments.vocabularies
     cells = [("head", vocabulary, lengths[0]) for vocabulary in vocabularies]
     cells += [("step", vocabulary, length) for vocabulary in vocabularies for length in lengths]
     rows = [row(*cell, tokens, arguments) for cell in cells]

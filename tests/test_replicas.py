@@ -321,7 +321,7 @@ def fit_on(scope, dropout):
         history = model.fit(
             rows(32),
             batch_size=BATCH,
-            epochs=4,
+            epochs=8,
             verbose=0,
             shuffle=False,
             validation_data=(rows(16, seed=1),) if dropout else None,
