@@ -17,6 +17,7 @@ tokens, the needle at four ranges of distance. It writes `benchmarks/results/rec
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -38,9 +39,9 @@ STEP_TOKENS, MASKING_TOKENS = 8192, 131_072  # of a batch, whatever the length
 VOCABULARY, MASK = 1000, 1  # small: the logits cost the same at any length
 ARMS = {"standard": False, "visible only": True}
 SETTINGS = {
-    "tokens": {},
-    "tokens, fixed size": {"mask_selection_length": 0.15},
-    "words": {"continuation_token_ids": range(800, VOCABULARY)},
+    "tokens": lambda length: {},
+    "tokens, fixed size": lambda length: {"mask_selection_length": int(0.15 * length)},
+    "words": lambda length: {"continuation_token_ids": range(800, VOCABULARY)},
 }
 
 # Of --recall.
@@ -142,22 +143,18 @@ def step_bytes(_):
 
     return {
         name: {
-            length: compiled_step(*step(length, visible_only))
-            .memory_analysis()
-            .temp_size_in_bytes
+            length: compiled_step(*step(length, visible_only)).memory_analysis().temp_size_in_bytes
             for length in STEP_LENGTHS
         }
         for name, visible_only in ARMS.items()
     }
 
 
-def masking(length, **settings):
+def masking(name, length):
     """A function of ids and step."""
     from keras_dynmask import DynamicMasking
 
-    if "mask_selection_length" in settings:
-        settings["mask_selection_length"] = int(settings["mask_selection_length"] * length)
-    layer = DynamicMasking(VOCABULARY, 0.15, MASK, seed=0, **settings)
+    layer = DynamicMasking(VOCABULARY, 0.15, MASK, seed=0, **SETTINGS[name](length))
     return lambda ids, step: layer.mask({"token_ids": ids}, step)
 
 
@@ -165,9 +162,9 @@ def masking_seconds(rounds):
     import tensorflow as tf
 
     contenders = {}
-    for name, settings in SETTINGS.items():
+    for name in SETTINGS:
         for length in MASKING_LENGTHS:
-            program = tf.function(masking(length, **settings), jit_compile=True)
+            program = tf.function(masking(name, length), jit_compile=True)
             inputs = tf.constant(ids_of(length, MASKING_TOKENS)), tf.constant(0)
             contenders[name, length] = lambda program=program, inputs=inputs: program(*inputs)
     return by_name(in_turn(contenders, rounds, time.process_time))
@@ -178,14 +175,14 @@ def masking_bytes(_):
 
     return {
         name: {
-            length: jax.jit(masking(length, **settings))
+            length: jax.jit(masking(name, length))
             .lower(ids_of(length, MASKING_TOKENS), 0)
             .compile()
             .memory_analysis()
             .temp_size_in_bytes
             for length in MASKING_LENGTHS
         }
-        for name, settings in SETTINGS.items()
+        for name in SETTINGS
     }
 
 
@@ -197,7 +194,9 @@ def by_name(seconds):
 
 
 MEASURES = {"seconds": "tensorflow", "bytes": "jax"}
-INSIDE = {each.__name__: each for each in (step_seconds, step_bytes, masking_seconds, masking_bytes)}
+INSIDE = {
+    each.__name__: each for each in (step_seconds, step_bytes, masking_seconds, masking_bytes)
+}
 
 
 def draw_cost(rows, path):
@@ -282,7 +281,7 @@ def examples(random, rows, length, nearest=1, farthest=FARTHEST):
 def judge(model, trained_to, length, seconds, rows=64):
     """Accuracy on fresh rows, for each range of distances."""
     random, found = np.random.default_rng(2**32), []
-    for near, far in zip(BUCKETS, BUCKETS[1:], strict=False):
+    for near, far in itertools.pairwise(BUCKETS):
         if near < length - ANSWERS:
             fresh = examples(random, rows, length, near + 1, far)
             scores = model.evaluate(fresh, batch_size=2, verbose=0, return_dict=True)
