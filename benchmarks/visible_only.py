@@ -130,9 +130,17 @@ def step_seconds(length, rate, jit_compile, rounds):
 
 def cost(length, rate, visible_only):
     """FLOPs and bytes of temporary memory of a step, as XLA compiles it for Keras on JAX."""
+    compiled = compiled_step(*build(length, rate, visible_only))
+    return {
+        "flops": compiled.cost_analysis()["flops"],
+        "bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def compiled_step(model, ids):
+    """A training step with Adam, compiled and not run."""
     import jax
 
-    model, ids = build(length, rate, visible_only)
     model.compile("adam")
     model.optimizer.build(model.trainable_variables)
     held = (
@@ -142,11 +150,7 @@ def cost(length, rate, visible_only):
         model.metrics_variables,
     )
     state = tuple([variable.value for variable in variables] for variables in held)
-    compiled = jax.jit(model.train_step).lower(state, (ids,)).compile()
-    return {
-        "flops": compiled.cost_analysis()["flops"],
-        "bytes": compiled.memory_analysis().temp_size_in_bytes,
-    }
+    return jax.jit(model.train_step).lower(state, (ids,)).compile()
 
 
 # What is learnt.
