@@ -129,8 +129,9 @@ def _cell(value):
 
 
 def write(path, rows):
-    """Dicts with the same keys as a CSV file."""
+    """Dicts as a CSV file, with a column for every key."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
