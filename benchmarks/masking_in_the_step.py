@@ -130,7 +130,9 @@ def whole_step(way, rounds):
     seconds = in_turn(
         {
             "masked in the step": lambda: inside.fit(rows, **options),
-            "masked beforehand": lambda: beforehand.fit(masked, labels, weights, **options),
+            "masked beforehand": lambda: beforehand.fit(
+                masked, labels, sample_weight=weights, **options
+            ),
         },
         rounds,
         clock=time.process_time,
