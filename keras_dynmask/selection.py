@@ -101,12 +101,7 @@ def select_first(order, keys, selectable, count, turn, documents=None):
 
 def first_unit(keys, counted, documents=None):
     """The counted positions of lowest key in each row, or in each document."""
-    if documents is not None:
-        return counted & (keys == key_with_below(keys, counted, 0, documents))
-    downward = ops.where(counted, ~keys, -(2**31))  # ~key falls where the key rises
-    # One column more, as an empty row has no highest.
-    highest = ops.max(ops.pad(downward, ((0, 0), (0, 1)), constant_values=-(2**31)), axis=1)
-    return counted & (downward == highest[:, None])
+    return counted & (keys == key_with_below(keys, counted, 0, documents))
 
 
 def weighted_order(noise, weights):

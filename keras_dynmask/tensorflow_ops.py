@@ -39,10 +39,6 @@ def from_host(function, number, dtype):
     return tf.ensure_shape(tf.numpy_function(said, [number], dtype), ())
 
 
-def max(x, axis):
-    return tf.reduce_max(x, axis)
-
-
 def pad(x, pad_width, constant_values=0):
     return tf.pad(x, pad_width, constant_values=constant_values)
 

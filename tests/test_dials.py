@@ -1072,7 +1072,7 @@ def places(like):
     return ops.zeros_like(like, "int32") + ops.arange(ops.shape(like)[1], dtype="int32")
 
 
-def first_in_the_text(first, order, keys, selectable, *_):
+def first_in_the_text(first, keys, selectable, *_):
     before = ops.min(ops.where(selectable, places(keys), 2**30), axis=1, keepdims=True)
     key = ops.max(ops.where(places(keys) == before, keys, -(2**31)), axis=1, keepdims=True)
     return selectable & (keys == key)
@@ -1173,7 +1173,10 @@ dropped_late_in_the_text = with_stream(noise.DROP, lambda bits, numbers: numbers
 
 
 def dropped_by_the_selecting_key(patch):
+    """The lowest keys go first: so does what ends in the window and begins before it."""
     patch.setattr(noise, "DROP", noise.SELECT)
+    drop = masking.drop_overflow
+    patch.setattr(masking, "drop_overflow", lambda order, *rest: drop(~order, *rest))
 
 
 MUTANTS = {
@@ -1186,7 +1189,8 @@ MUTANTS = {
     "counts of one part too many": (a_part_too_many, counts_are_a_permutation),
     "counts rounded by a coin": (rounded_by_a_coin, p_of_diffusion_counts),
     "1 / rate for a count": (one_over_the_rate, weights_are_the_number_over_the_count),
-    "1 / rate, estimated": (one_over_the_rate, p_of_diffusion_estimates),
+    "1 / rate, estimated": (  # from .1, as below it one row outweighs all others
+        one_over_the_rate, lambda: p_of_diffusion_estimates(mask_selection_rate=(0.1, 1.0))),
     "none for want of another": (none_for_want, lambda: selects_where_it_can(**WORDS)),
     "a piece for want of a word": (
         replaced(masking, "first_unit", its_first_piece), lambda: selects_where_it_can(**WORDS)),
