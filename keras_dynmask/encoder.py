@@ -98,19 +98,7 @@ class TransformerEncoder(keras.Model):
             dtype=self.dtype_policy,
             name="token_embedding",
         )
-        self.blocks = [
-            TransformerBlock(
-                num_heads,
-                hidden_dim,
-                intermediate_dim,
-                dropout=dropout,
-                dtype=self.dtype_policy,
-                name=f"block_{index}",
-            )
-            for index in range(num_layers)
-        ]
-        for block in self.blocks:  # `tf.train.Checkpoint` does not look into lists
-            setattr(self, block.name, block)
+        self.blocks = _stacked(TransformerBlock, self)
         self.final_normalization = _normalization("final_normalization", self.dtype_policy)
         self.build((None, None))
 
@@ -202,19 +190,7 @@ class TransformerDecoder(layers.Layer):
         self.intermediate_dim = intermediate_dim
         self.dropout = dropout
         self.rotary_base = rotary_base
-        self.blocks = [
-            CrossAttentionBlock(
-                num_heads,
-                hidden_dim,
-                intermediate_dim,
-                dropout=dropout,
-                dtype=self.dtype_policy,
-                name=f"block_{index}",
-            )
-            for index in range(num_layers)
-        ]
-        for block in self.blocks:  # as in the encoder
-            setattr(self, block.name, block)
+        self.blocks = _stacked(CrossAttentionBlock, self)
         self.final_normalization = _normalization("final_normalization", self.dtype_policy)
 
     def build(self, input_shape=None):
@@ -382,6 +358,25 @@ def rotate(states, turns):
     return ops.concatenate(
         [first * cosine - second * sine, second * cosine + first * sine], axis=-1
     )
+
+
+def _stacked(kind, owner):
+    """`owner.num_layers` blocks of a kind, each of them an attribute of the owner as well:
+    `tf.train.Checkpoint` does not look into lists."""
+    blocks = [
+        kind(
+            owner.num_heads,
+            owner.hidden_dim,
+            owner.intermediate_dim,
+            dropout=owner.dropout,
+            dtype=owner.dtype_policy,
+            name=f"block_{index}",
+        )
+        for index in range(owner.num_layers)
+    ]
+    for block in blocks:
+        setattr(owner, block.name, block)
+    return blocks
 
 
 def _normalization(name, dtype):

@@ -660,16 +660,15 @@ class DynamicMasking(keras.layers.Layer):
                 selected = select_independently(order, selectable, weighted_edge(budget.rate))
             odds = 1, budget.rate
 
+        def first(counted):
+            counted = first_unit(order, counted, budget.documents)
+            return first_unit(keys_of_units, counted, budget.documents)
+
         if self.at_least_one and not counts_tokens:
-            first = first_unit(order, selectable, budget.documents)
-            first = first_unit(keys_of_units, first, budget.documents)
             none = count_positions(selected, budget.documents) == 0
-            selected = selected | (first & none)
+            selected = selected | (first(selectable) & none)
         if budget.capacity is not None and not (counts_tokens and budget.documents is None):
-            spared = None
-            if self.at_least_one:
-                spared = first_unit(order, selected, budget.documents)
-                spared = first_unit(keys_of_units, spared, budget.documents)
+            spared = first(selected) if self.at_least_one else None
             at_random = noise.bits(keys, units, noise.DROP)
             selected = drop_overflow(at_random, selected, budget.capacity, spared)
         weight = 1.0

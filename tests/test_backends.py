@@ -1,17 +1,13 @@
 """The whole package on every backend, a file from one on another, and other people's arrays."""
 
 import hashlib
-import importlib.util
-import json
-import os
 import pathlib
 import pickle
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
+from elsewhere import on
 from keras import ops
 from test_noise import SETTINGS
 
@@ -27,28 +23,6 @@ RANDOM = np.random.default_rng(0)
 IDS = RANDOM.integers(5, 100, (64, 48)).astype("int32")
 DOCUMENTS = np.sort(RANDOM.integers(0, 4, IDS.shape), axis=1).astype("int32")
 SCHEDULE = keras.optimizers.schedules.PolynomialDecay(0.3, 10, 0.1)
-
-
-def on(backend, program, *arguments, without_tensorflow=False):
-    """What a function of this file returns in a process of its own, on another backend."""
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    block = "sys.modules['tensorflow'] = None" if without_tensorflow else "pass"
-    code = f"""
-import json, sys
-{block}
-import test_backends
-print(json.dumps(test_backends.{program}(*sys.argv[1:])))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env=os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": f"{TESTS}:{TESTS.parent}"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def md5(*arrays):
@@ -141,7 +115,7 @@ def under_tf_data():
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_tf_data_masks_alike_on(backend):
-    assert on(backend, "under_tf_data") == [[], [24, [3, 1], 25], pipelines(), fixed_masks()]
+    assert on(backend, under_tf_data) == [[], [24, [3, 1], 25], pipelines(), fixed_masks()]
 
 
 def test_bare_maps_count_and_stay_fresh():
@@ -206,7 +180,7 @@ def test_a_model_goes_on_where_tensorflow_is_not_installed(backend, tmp_path):
     model.fit(IDS, batch_size=16, verbose=0)
     model.save(tmp_path / "there.keras")
     model.save_weights(tmp_path / "there.weights.h5")
-    there, back = on(backend, "go_on", tmp_path, without_tensorflow=True)
+    there, back = on(backend, go_on, tmp_path, without_tensorflow=True)
     agree(there, numbers_of(model))
     assert back["step"] == there["step"] + 24
     agree(back, numbers_of(keras.models.load_model(tmp_path / "back.keras")))

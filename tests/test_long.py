@@ -1,14 +1,10 @@
 """Long rows: a model of 8,192 tokens, masks of 131,072, and memory that grows as the row does."""
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from elsewhere import on
 
 from keras_dynmask import DynamicMasking, MaskedLanguageModel, TransformerEncoder
 
@@ -77,33 +73,24 @@ def test_131072_tokens_are_masked_alike_in_a_graph_and_in_numpy(setting):
         assert abs(weights.sum() - LONGEST / 8) < lengths.max()
 
 
-def planned_bytes(length):
-    """What XLA plans for beside inputs and outputs, for each setting."""
+def planned_bytes():
+    """What XLA plans for beside inputs and outputs, for an eighth of the length and for all of it,
+    for each setting."""
     import jax
 
-    def of(masking):
+    def of(masking, length):
         program = jax.jit(lambda ids, step: masking.mask({"token_ids": ids}, step))
         return program.lower(row(length), 0).compile().memory_analysis().temp_size_in_bytes
 
-    return {name: of(build(**settings)) for name, settings in SETTINGS.items()}
+    return [
+        {name: of(build(**settings), length) for name, settings in SETTINGS.items()}
+        for length in (LONGEST // 8, LONGEST)
+    ]
 
 
 @pytest.mark.slow
 def test_masking_takes_memory_in_proportion_to_the_row():
-    if importlib.util.find_spec("jax") is None:
-        pytest.skip("jax is not installed")
-    code = f"""
-import json, test_long
-print(json.dumps([test_long.planned_bytes(length) for length in ({LONGEST // 8}, {LONGEST})]))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": f"{TESTS}:{TESTS.parent}"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    short, long = json.loads(done.stdout.splitlines()[-1])
+    short, long = on("jax", planned_bytes)
     for setting in SETTINGS:
         assert 0 < long[setting] <= 8 * 1.1 * short[setting], (setting, short, long)
         assert long[setting] <= 8 * row(LONGEST).nbytes, (setting, long)

@@ -2,18 +2,16 @@
 
 import hashlib
 import importlib.util
-import json
-import os
 import pathlib
 import re
 import shutil
 import subprocess
-import sys
 
 import keras
 import numpy as np
 import oracle
 import pytest
+from elsewhere import on
 from keras import ops
 from scipy import stats
 
@@ -495,16 +493,7 @@ def digests():
 @pytest.mark.parametrize("tensorflow", ["with", "without"])
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends_give_the_same_bits(backend, tensorflow):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    block = "sys.modules['tensorflow'] = None; " if tensorflow == "without" else ""
-    program = f"import json, sys; {block}import test_noise; print(json.dumps(test_noise.digests()))"
-    environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == digests()
+    assert on(backend, digests, without_tensorflow=tensorflow == "without") == digests()
 
 
 def test_the_tests_run_on_tensorflow():

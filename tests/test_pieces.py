@@ -1,23 +1,15 @@
 """The objective in pieces is the objective, on every backend, and holds one piece at a time."""
 
 import functools
-import importlib.util
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
+from elsewhere import on
 from keras import ops
 
 from keras_dynmask.objective import hits, token_losses, weighted_mean
 from keras_dynmask.pieces import losses_in_pieces
-
-TESTS = pathlib.Path(__file__).parent
-
 
 # The losses in pieces against the plain ones.
 
@@ -118,22 +110,6 @@ def test_pieces_in_half_precision_round_like_the_whole():
         np.testing.assert_allclose(ours, theirs, rtol=2**-7, atol=2**-7 * abs(theirs).max())
 
 
-def on(backend, program):
-    """What a function of this file returns in a process of its own, on another backend."""
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    code = f"import json, test_pieces as t; print(json.dumps(t.{program}()))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": f"{TESTS}:{TESTS.parent}"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def close_on_jax():
     """Then mebibytes of a training gradient, and whether it holds all logits at some time."""
     for piece in PIECES.values():
@@ -157,11 +133,11 @@ def close_on_torch():
 
 
 def test_on_jax_pieces_are_close_and_all_that_is_held():
-    (of_whole, whole_is_held), (of_pieces, pieces_are_held) = on("jax", "close_on_jax")
+    (of_whole, whole_is_held), (of_pieces, pieces_are_held) = on("jax", close_on_jax)
     assert whole_is_held and not pieces_are_held
     assert of_whole > 19  # 256 * 20,000 logits of 4 bytes
     assert of_pieces < of_whole / 5  # a 20th of the logits, and the gradient of the embedding
 
 
 def test_on_torch_pieces_are_close():
-    assert on("torch", "close_on_torch") == "close"
+    assert on("torch", close_on_torch) == "close"
