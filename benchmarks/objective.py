@@ -42,12 +42,14 @@ def main():
     vocabularies = VOCABULARIES[1:2] if arguments.short else arguments.vocabularies
     cells = [("head", vocabulary, lengths[0]) for vocabulary in vocabularies]
     cells += [("step", vocabulary, length) for vocabulary in vocabularies for length in lengths]
-    rows = [row(*cell, tokens, arguments) for cell in cells]
     device = in_fresh_process(__file__, "device", "{}")
     print(f"{place()}; {device}; {tokens} tokens a batch, rate {RATE}\n")
-    print(markdown(rows))
     arguments.output.parent.mkdir(exist_ok=True)
-    write(arguments.output, [{**row, "device": device} for row in rows])
+    rows = []
+    for cell in cells:
+        rows.append({**row(*cell, tokens, arguments), "device": device})
+        write(arguments.output, rows)  # a run that is stopped has measured what it has
+    print(markdown(rows))
 
 
 def row(part, vocabulary, length, tokens, arguments):

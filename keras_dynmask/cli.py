@@ -9,7 +9,9 @@ import subprocess
 import sys
 
 from keras_dynmask.errors import need_extra, require, whole
-from keras_dynmask.training import MASKING, Recipe
+from keras_dynmask.rates import written_rate
+from keras_dynmask.recipes import MASKING, RECIPES, Recipe
+from keras_dynmask.sampling import ORDERS
 from keras_dynmask.vocabulary import continuation_ids
 
 DESCRIPTION = "Dynamic masking for masked language modelling: pretrain, look, fill, export."
@@ -18,6 +20,10 @@ EXAMPLES = """examples:
   keras-dynmask pretrain --corpus 'texts/*.txt' --output books --whole-words
   keras-dynmask pretrain --resume --output books      go on after an interruption
   keras-dynmask fill-mask books "the [MASK] said nothing"
+  keras-dynmask pretrain --recipe diffusion --output writer
+  keras-dynmask generate writer --prompt "a function is" --length 20 --temperature 0.7
+  keras-dynmask pretrain --recipe seq2seq --pairs pairs.tsv --output translator
+  keras-dynmask generate translator --prompt "the cat sleeps"
   keras-dynmask preview --rate 0.3 --span 3           one sentence at five steps
   keras-dynmask preview --rate 0.3:0.15 --set at_least_one=true --output masks.png
   keras-dynmask export books --output serving/books
@@ -50,13 +56,14 @@ def main(argv=None):
     return 0
 
 
-def pretrain(output, resume, **options):
+def pretrain(output, resume, recipe=None, **options):
     need_extra("text", "tokenizers", "matplotlib")
     from keras_dynmask import training
     from keras_dynmask.filling import fill_mask
 
     output = pathlib.Path(output)
     if resume:
+        options |= {} if recipe is None else {"name": recipe}
         recipe = training.load_recipe(training.partial_directory(output))
         for name, value in vars(dataclasses.replace(recipe, **options)).items():
             require(
@@ -65,7 +72,7 @@ def pretrain(output, resume, **options):
                 **{name: value},
             )
     else:
-        recipe = Recipe(**options)
+        recipe = RECIPES[recipe or "mlm"](**options)
     try:
         report = training.train(
             recipe,
@@ -82,10 +89,17 @@ def pretrain(output, resume, **options):
         f"\nheld-out masked loss  {report['masked_loss']:.3f} nats"
         f"   (guessing by frequency: {report['unigram_loss']:.3f})\n"
         f"held-out accuracy     {report['masked_accuracy']:.1%}\n"
-        f"held-out perplexity   {report['perplexity']:.1f}\n"
+        f"held-out perplexity   {report['perplexity']:.1f}"
     )
-    print(f"{report['example']}\n  ({report['example_word']!r} stood there)")
-    _print_guesses(fill_mask(*training.load_trained(output), report["example"]))
+    if recipe.pairs:
+        print(
+            f"held-out exact match  {report['exact_match']:.1%}\n\n"
+            f"{report['example']}\n  {report['example_generated']}\n"
+            f"  ({report['example_target']!r} stood there)"
+        )
+    else:
+        print(f"\n{report['example']}\n  ({report['example_word']!r} stood there)")
+        _print_guesses(fill_mask(*training.load_trained(output), report["example"]))
     print(f"\n{output}/ holds {', '.join(sorted(path.name for path in output.iterdir()))}.")
 
 
@@ -96,6 +110,21 @@ def fill(directory, sentence, top):
 
     whole("top", top, 1)
     _print_guesses(fill_mask(*training.load_trained(directory), sentence, top))
+
+
+def generate(directory, prompt, length, outputs, every_step, **settings):
+    need_extra("text", "tokenizers")
+    from keras_dynmask import training
+    from keras_dynmask.filling import prompt_row, written
+
+    recipe = training.load_recipe(directory)
+    model, tokenizer = training.load_trained(directory)
+    whole("outputs", outputs, 1)
+    row = prompt_row(recipe, tokenizer, prompt, length)
+    states = model.generate([row], outputs=outputs, every_step=True, **settings)
+    for number in range(outputs):
+        for state in states if every_step else states[-1:]:
+            print(written(recipe, tokenizer, state[number]))
 
 
 def show(sentences, model, rate, span, whole_words, independent, settings, steps, seed, output):
@@ -118,7 +147,7 @@ def show(sentences, model, rate, span, whole_words, independent, settings, steps
     else:
         splitter = preview.Words(sentences)
     flags = {
-        "mask_selection_rate": preview.rate_of(rate, steps),
+        "mask_selection_rate": written_rate("--rate", rate, steps),
         "mean_span_length": span,
         "continuation_token_ids": continuations,
         "exact_count": not independent,
@@ -192,6 +221,8 @@ def _parser():
     )
     sub.add_argument("--output", default="pretrained", help="directory to make (%(default)s)")
     sub.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    which = f"{', '.join(RECIPES)}: where the options below begin (mlm)"
+    sub.add_argument("--recipe", choices=RECIPES, metavar="NAME", help=which)
     recipe = sub.add_argument_group("recipe", argument_default=argparse.SUPPRESS)
     _add_recipe_options(recipe)
 
@@ -204,6 +235,28 @@ def _parser():
     sub.add_argument("directory", help="what pretrain made")
     sub.add_argument("sentence", help="text with [MASK]")
     sub.add_argument("--top", type=int, default=5, help="guesses for each (%(default)s)")
+
+    sub = command(
+        "generate",
+        generate,
+        "write text with a trained model, by iterative unmasking",
+        'generate writer --prompt "a function is" --length 20 --temperature 0.7 --outputs 3',
+    )
+    sub.add_argument("directory", help="what pretrain made")
+    which = "what stands before it; [MASK] in it is filled in, too; of pairs the source"
+    sub.add_argument("--prompt", default="", help=which)
+    sub.add_argument("--length", type=int, help="tokens to write (20; of pairs as the recipe says)")
+    sub.add_argument("--steps", type=int, help="predictions (as many as tokens)")
+    sub.add_argument("--temperature", type=float, default=0.0, help="0: the surest (%(default)s)")
+    sub.add_argument("--top-k", type=int, help="of the k most probable tokens only")
+    sub.add_argument("--top-p", type=float, help="of the most probable with this share only")
+    kinds = {"choices": ORDERS, "metavar": "KIND", "default": ORDERS[0]}
+    sub.add_argument("--order", help=f"{' or '.join(ORDERS)}: which stay (%(default)s)", **kinds)
+    sub.add_argument("--revise", action="store_true", help="what stays may be masked again")
+    sub.add_argument("--block-length", type=int, help="so many first; 1: from left to right")
+    sub.add_argument("--outputs", type=int, default=1, help="how many (%(default)s)")
+    sub.add_argument("--every-step", action="store_true", help="show it after each step")
+    sub.add_argument("--seed", type=int, default=0, help="(%(default)s)")
 
     sub = command(
         "preview",
@@ -277,10 +330,13 @@ def _add_recipe_options(group):
         metavar="FILE",
         help="text files or glob patterns (the Python language reference)",
     )
+    option("--pairs", "pairs", "sources and targets, tab separated, for seq2seq", metavar="FILE")
+    option("--target-length", "target_length", "of pairs: tokens of a row", type=int)
     kinds = {"metavar": "KIND", "choices": MASKING}
     which = "dynamic; static: one mask for good; adaptive: rather what is not known yet"
     option("--masking", "masking", which, **kinds)
-    option("--rate", "mask_selection_rate", "share of the tokens selected", type=float)
+    which = "share selected: 0.15; LOW,HIGH: each row's own; FIRST:LAST: from step to step"
+    option("--rate", "mask_selection_rate", which)
     option("--span", "mean_span_length", "mean length of what is masked together", type=float)
     option("--whole-words", "whole_words", "never split a word", action="store_true")
     which = "hide all that is selected, and the encoder does not see it; decode it in a block more"

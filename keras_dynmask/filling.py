@@ -1,4 +1,4 @@
-"""What a trained model puts in place of `[MASK]`."""
+"""What a trained model puts in place of `[MASK]`: guesses, or text that it writes."""
 
 import dataclasses
 
@@ -6,7 +6,8 @@ import numpy as np
 from keras import ops
 
 from keras_dynmask import text
-from keras_dynmask.errors import require
+from keras_dynmask.errors import require, whole
+from keras_dynmask.pairs import source_row, target_text
 from keras_dynmask.vocabulary import continuation_ids
 
 
@@ -73,3 +74,41 @@ def masked_example(tokenizer, rows):
     place = max(words(row)[2:-2] or [0], key=lambda index: len(tokenizer.id_to_token(row[index])))
     before, after = tokenizer.decode(row[:place]), tokenizer.decode(row[place + 1 :])
     return f"{before} {text.MASK} {after}".strip(), tokenizer.id_to_token(row[place])
+
+
+def prompt_row(recipe, tokenizer, prompt, length=None):
+    """Ids with mask tokens where something is to be generated, as a list.
+
+    Args:
+        recipe: a `Recipe`, of which a model was made.
+        tokenizer: its `tokenizers.Tokenizer`.
+        prompt: str, what stands before; of pairs, a source.
+        length: int, how many tokens to generate behind the prompt (20); not of pairs, whose
+            targets are as long as the recipe says.
+
+    Raises:
+        ValueError: where there is nothing to generate, or a source is too long.
+    """
+    if recipe.pairs:
+        require(
+            length is None,
+            f"`length` must be left out: the recipe's targets have {recipe.target_length} tokens.",
+            length=length,
+        )
+        return source_row(tokenizer, prompt, recipe.length, recipe.target_length)
+    length = 20 if length is None else whole("length", length, 0)
+    ids = tokenizer.encode(prompt).ids + [tokenizer.token_to_id(text.MASK)] * length
+    require(
+        tokenizer.token_to_id(text.MASK) in ids,
+        f"`length` must be at least 1, or `prompt` must hold {text.MASK}.",
+        length=length,
+        prompt=prompt,
+    )
+    return ids
+
+
+def written(recipe, tokenizer, row):
+    """A row as text; of pairs its target. What is still masked stands there as a mask token."""
+    if recipe.pairs:
+        return target_text(tokenizer, row, recipe.target_length)
+    return tokenizer.decode(row.tolist(), skip_special_tokens=False)

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import types
 
 import keras
 import numpy as np
@@ -191,6 +192,8 @@ class MaskedLanguageModel(keras.Model):
         # so in every file; each has its own, as `tf.train.Checkpoint` does not look into lists.
         for index, state in enumerate(self._random_states()):
             setattr(self, f"random_state_{index}", state)
+        # Compiled steps of `generate`, where Keras does not look for layers of this model.
+        self._unmaskings = types.SimpleNamespace(by_settings={})
         self.built = True
 
     # Forward.
@@ -424,6 +427,98 @@ class MaskedLanguageModel(keras.Model):
                 self.details[f"{role}_{what}"].update_state(
                     weighted_mean(values, of_role), sample_weight=ops.sum(of_role)
                 )
+
+    # Generation.
+
+    def generate(
+        self,
+        inputs,
+        steps=None,
+        *,
+        temperature=0.0,
+        top_k=None,
+        top_p=None,
+        order="confidence",
+        revise=False,
+        block_length=None,
+        forbidden_token_ids=(),
+        outputs=1,
+        every_step=False,
+        batch_size=32,
+        seed=0,
+    ):
+        """Fills in mask tokens by iterative unmasking, and touches nothing else.
+
+        Each step predicts all that is masked, keeps some of it, the surest first, and masks
+        the rest again. After step i of T floor(n * i / T) of a row's n positions are
+        kept. Rows are independent of each other and of their batch. Protected ids and the
+        mask token are never generated.
+
+        A model trained at one low rate has hardly seen rows that are mostly masked: train
+        with `mask_selection_rate=(0.0, 1.0)` to generate much.
+
+        Args:
+            inputs: integers `[length]` or `[batch, length]` in which the mask token stands
+                where something is to be generated; or a dict of `token_ids` and,
+                optionally, of the same shape `padding_mask`, `segment_ids`, `positions` as
+                the encoder reads them, and `selectable`: True = generate here, whatever
+                stands there; False = never touch.
+            steps: int, how many predictions; None: as many as there are positions to fill, one
+                at a time. Fewer are faster, and where the model wavers between answers
+                mix them up.
+            temperature, top_k, top_p, order, revise, block_length, forbidden_token_ids: see
+                `keras_dynmask.sampling.Unmasking`.
+            outputs: int, how many for each row, side by side: those of the first row come first.
+                They differ where something is drawn: by a `temperature` above 0, or in
+                `order="random"`.
+            every_step: bool. True returns the rows before the first step and after each.
+            batch_size: int, rows at once.
+            seed: int in [0, 2**64). The same seed gives the same rows, as far as the
+                backend computes the same logits; it shares no noise with masks.
+
+        Returns:
+            NumPy integers `[batch * outputs, length]` (`[length]` for one unbatched row and
+            one output); with `every_step` `[steps + 1, batch * outputs, length]`.
+
+        Raises:
+            ValueError: naming the argument, what was expected and what was received.
+
+        Example:
+
+        >>> encoder = TransformerEncoder(100, num_layers=1, num_heads=2, hidden_dim=16,
+        ...                              intermediate_dim=32)
+        >>> model = MaskedLanguageModel(encoder, DynamicMasking(100, (0.0, 1.0), mask_token_id=1))
+        >>> row = model.generate([7, 9, 1, 1, 1, 8], steps=2)
+        >>> row[[0, 1, 5]].tolist(), 1 in row
+        ([7, 9, 8], False)
+
+        References:
+            Ghazvininejad et al. 2019 (mask-predict), Chang et al. 2022 (MaskGIT), Nie et al.
+            2025 (LLaDA), Holtzman et al. 2020 (top-p).
+        """
+        from keras_dynmask.sampling import Unmasking, generate
+
+        settings = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "order": order,
+            "revise": revise,
+            "block_length": block_length,
+            "forbidden_token_ids": tuple(forbidden_token_ids),
+        }
+        key = repr(settings)  # in which 1 is not True
+        if key not in self._unmaskings.by_settings:
+            self._unmaskings.by_settings[key] = Unmasking(self, **settings)
+        return generate(
+            self._unmaskings.by_settings[key],
+            inputs,
+            steps,
+            outputs=outputs,
+            every_step=every_step,
+            batch_size=batch_size,
+            seed=seed,
+        )
 
     # Saving.
 

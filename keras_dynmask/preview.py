@@ -7,7 +7,6 @@ import pathlib
 import re
 from typing import NamedTuple
 
-import keras
 import numpy as np
 from keras import ops
 from rich.console import Console
@@ -82,26 +81,6 @@ class Pieces:
 
     def encode(self, sentence):
         return self.tokenizer.encode(sentence).ids
-
-
-def rate_of(written, steps):
-    """A rate as it is written: `0.15`, `0.1,0.5` for a pair, `0.3:0.15` for a schedule.
-
-    The schedule goes in a straight line from the first of the steps to the last.
-    """
-    try:
-        rates = [float(rate) for rate in re.split("[,:]", written)]
-    except ValueError:
-        rates = []
-    require(
-        len(rates) in (1, 2) and all(0 <= rate <= 1 for rate in rates),
-        "`--rate` must be a number in [0, 1], or two: LOW,HIGH or FIRST:LAST.",
-        rate=written,
-    )
-    if ":" in written:
-        first, last = rates
-        return keras.optimizers.schedules.PolynomialDecay(first, max(1, steps - 1), last)
-    return rates[0] if len(rates) == 1 else tuple(rates)
 
 
 def settings_of(assignments, splitter):

@@ -1,5 +1,7 @@
 """How many: a rate for every row, from a number, a pair or a schedule."""
 
+import re
+
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
@@ -30,6 +32,26 @@ def checked_rate(name, rate):
         **{name: rate},
     )
     return float(rate[0]), float(rate[1])
+
+
+def written_rate(name, written, steps):
+    """A rate as it is written: `0.15`, `0.1,0.5` for a pair, `0.3:0.15` for a schedule.
+
+    The schedule goes in a straight line from the first of the steps to the last.
+    """
+    try:
+        rates = [float(rate) for rate in re.split("[,:]", written)]
+    except ValueError:
+        rates = []
+    require(
+        len(rates) in (1, 2) and all(0 <= rate <= 1 for rate in rates),
+        f"`{name}` must be a number in [0, 1], or two: LOW,HIGH or FIRST:LAST.",
+        **{name: written},
+    )
+    if ":" in written:
+        first, last = rates
+        return keras.optimizers.schedules.PolynomialDecay(first, max(1, steps - 1), last)
+    return rates[0] if len(rates) == 1 else tuple(rates)
 
 
 def rate_config(rate):

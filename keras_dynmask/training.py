@@ -13,127 +13,13 @@ import time
 import keras
 import numpy as np
 
-from keras_dynmask import text
-from keras_dynmask.adaptive import AdaptiveSelection
-from keras_dynmask.encoder import TransformerEncoder
-from keras_dynmask.errors import flag, is_real, real, require, whole
+from keras_dynmask import pairs, text
+from keras_dynmask.errors import require
 from keras_dynmask.filling import masked_example
-from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.model import MaskedLanguageModel
-from keras_dynmask.vocabulary import continuation_ids
+from keras_dynmask.recipes import Recipe
 
 ROW_FILES = "rows.npy", "held_out_rows.npy"  # to train on, and to judge by
-MASKING = ("dynamic", "static", "adaptive")
-POSITIVE = {"mask_selection_rate": 1, "validation_share": 0.5, "learning_rate": 0.5}
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a run. The defaults suit the embedded corpus and two cores."""
-
-    corpus: tuple = ()  # files or glob patterns; none: the embedded corpus
-    # Or "static": each row keeps the mask of its first epoch; or "adaptive": rather
-    # what the model does not know yet.
-    masking: str = "dynamic"
-    mask_selection_rate: float = 0.15  # Devlin et al. 2019
-    mean_span_length: float = 1.0
-    whole_words: bool = False
-    # The encoder sees only what is not hidden. At a rate of .5 that is half the work.
-    visible_only: bool = False
-    vocabulary_size: int = 4000  # a corpus of 10^5 words holds few words often enough
-    length: int = 64  # half of BERT's first phase: three sentences
-    validation_share: float = 0.125  # every eighth document
-    num_layers: int = 2
-    num_heads: int = 4
-    hidden_dim: int = 128
-    intermediate_dim: int = 256  # gated, so worth about 1.5 times as much
-    dropout: float = 0.1
-    epochs: int = 30  # the held-out loss is flat by then; under five minutes on two cores
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    warmup_share: float = 0.1
-    weight_decay: float = 0.01
-    seed: int = 0
-
-    def __post_init__(self):
-        require(
-            isinstance(self.corpus, tuple | list)
-            and all(isinstance(pattern, str | os.PathLike) for pattern in self.corpus),
-            "`corpus` must be a list of files or glob patterns.",
-            corpus=self.corpus,
-        )
-        object.__setattr__(self, "corpus", tuple(str(pattern) for pattern in self.corpus))
-        require(
-            self.masking in MASKING,
-            f"`masking` must be one of {', '.join(MASKING)}.",
-            masking=self.masking,
-        )
-        for name in ("length", "batch_size", "epochs", "num_layers", "num_heads"):
-            whole(name, getattr(self, name), 1)
-        for name in ("hidden_dim", "intermediate_dim"):
-            whole(name, getattr(self, name), 2)
-        whole("vocabulary_size", self.vocabulary_size, 2 * len(text.SPECIAL_TOKENS))
-        whole("seed", self.seed, 0, 2**32 - 1)
-        flag("whole_words", self.whole_words)
-        flag("visible_only", self.visible_only)
-        real("mean_span_length", self.mean_span_length, 1)
-        real("dropout", self.dropout, 0, 1 - 1e-6)
-        real("warmup_share", self.warmup_share, 0, 1)
-        real("weight_decay", self.weight_decay, 0)
-        for name, highest in POSITIVE.items():
-            value = getattr(self, name)
-            require(
-                is_real(value, 0, highest) and value > 0,
-                f"`{name}` must be in (0, {highest}].",
-                **{name: value},
-            )
-
-    def read_corpus(self):
-        return text.read_corpus(self.corpus) if self.corpus else text.embedded_corpus()
-
-    def build_model(self, tokenizer, steps):
-        """A compiled model for the tokenizer, for a run of so many steps."""
-        keras.utils.set_random_seed(self.seed)
-        vocabulary_size = tokenizer.get_vocab_size()
-        encoder = TransformerEncoder(
-            vocabulary_size,
-            self.num_layers,
-            self.num_heads,
-            self.hidden_dim,
-            self.intermediate_dim,
-            dropout=self.dropout,
-            padding_token_id=tokenizer.token_to_id(text.PADDING),
-        )
-        # What is selected and not hidden would be visible.
-        shares = {"mask_token_rate": 1.0, "random_token_rate": 0.0} if self.visible_only else {}
-        masking = DynamicMasking(
-            vocabulary_size,
-            self.mask_selection_rate,
-            tokenizer.token_to_id(text.MASK),
-            unselectable_token_ids=text.special_ids(tokenizer),
-            mean_span_length=self.mean_span_length,
-            continuation_token_ids=continuation_ids(tokenizer) if self.whole_words else None,
-            seed=self.seed,
-            **shares,
-        )
-        adaptive = AdaptiveSelection(vocabulary_size) if self.masking == "adaptive" else None
-        model = MaskedLanguageModel(
-            encoder,
-            masking,
-            adaptive_selection=adaptive,
-            visible_only=self.visible_only,
-            detailed_metrics=True,  # for history.csv
-        )
-        warmup = math.ceil(self.warmup_share * steps)
-        schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, max(1, steps - warmup), warmup_target=self.learning_rate, warmup_steps=warmup
-        )
-        model.compile(
-            keras.optimizers.AdamW(schedule, weight_decay=self.weight_decay),
-            # On two CPU cores XLA soon makes up for the seconds that it compiles.
-            jit_compile=True if keras.backend.backend() == "tensorflow" else "auto",
-        )
-        return model
 
 
 class Rows(keras.utils.PyDataset):
@@ -291,7 +177,9 @@ def train(recipe, output, *, resume=False, announce=lambda message: None, live=F
     Returns:
         A dict: the held-out `masked_loss`, `masked_accuracy` and `perplexity`;
         `unigram_loss`, the baseline beside them; and an `example` of the held-out text
-        with `[MASK]` in place of its `example_word`.
+        with `[MASK]` in place of its `example_word`. Of pairs the example is a source, with
+        its `example_target` and what is generated, `example_generated`; and `exact_match`
+        is the share of (up to 1,000) held-out targets that are generated word for word.
 
     Raises:
         ValueError: naming what was expected and what was received.
@@ -317,7 +205,12 @@ def train(recipe, output, *, resume=False, announce=lambda message: None, live=F
 
 def prepare(recipe, partial):
     """Reads the corpus, learns the tokenizer, packs the rows: what a run starts from."""
-    documents, held_out = text.split_documents(recipe.read_corpus(), recipe.validation_share)
+    if recipe.pairs:
+        shares = pairs.split_pairs(recipe.read_corpus(), recipe.validation_share)
+        documents = [side for pair in shares[0] for side in pair]
+    else:
+        shares = text.split_documents(recipe.read_corpus(), recipe.validation_share)
+        documents = shares[0]
     tokenizer = text.train_tokenizer(documents, recipe.vocabulary_size)
     recipe.build_model(tokenizer, steps=1)  # refuses what can't be built, before a file is written
     with replacing(partial) as path:
@@ -325,8 +218,15 @@ def prepare(recipe, partial):
         (path / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2))
         # Its own `save` raises a bare Exception where the disk is full.
         (path / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
-        for name, share in zip(ROW_FILES, (documents, held_out), strict=True):
-            text.write_rows(path / name, text.packed(tokenizer, share, recipe.length))
+        for name, share in zip(ROW_FILES, shares, strict=True):
+            text.write_rows(path / name, packed(recipe, tokenizer, share))
+
+
+def packed(recipe, tokenizer, share):
+    """Rows of documents or pairs in blocks, as they come."""
+    if recipe.pairs:
+        return pairs.packed_pairs(tokenizer, share, recipe.length, recipe.target_length)
+    return text.packed(tokenizer, share, recipe.length)
 
 
 def load_recipe(directory):
@@ -419,23 +319,30 @@ def _train(recipe, partial, output, announce, live):
         f"vocabulary {tokenizer.get_vocab_size():,}; {model.count_params():,} weights; "
         f"{recipe.masking} masks; epochs {epoch + 1} to {recipe.epochs}"
     )
+    predicted = slice(-recipe.target_length if recipe.pairs else 0, None)
     unigram_loss = text.unigram_loss(
-        rows, held_out_rows, tokenizer.get_vocab_size(), text.special_ids(tokenizer)
+        rows[:, predicted],
+        held_out_rows[:, predicted],
+        tokenizer.get_vocab_size(),
+        recipe.protected_ids(tokenizer),
     )
-    data = masked_once(model.masking, rows) if recipe.masking == "static" else rows
+    data, held_out = (
+        pairs.with_target(each, recipe.target_length) if recipe.pairs else {"token_ids": each}
+        for each in (rows, held_out_rows)
+    )
+    if recipe.masking == "static":
+        data = masked_once(model.masking, data)
     model.fit(
         ShuffledRows(data, recipe.batch_size, recipe.seed, epoch),
-        validation_data=Rows(held_out_rows, recipe.batch_size),
+        validation_data=Rows(held_out, recipe.batch_size),
         epochs=recipe.epochs,
         initial_epoch=epoch,
         callbacks=[Checkpoint(partial, history), Progress(announce, unigram_loss, live)],
         verbose=0,
         shuffle=False,
     )
-    example, example_word = masked_example(tokenizer, held_out_rows[:1000])
     report = {
-        "example": example,
-        "example_word": example_word,
+        **_examples(recipe, model, tokenizer, held_out_rows[:1000]),
         "unigram_loss": unigram_loss,
         **{name: history[-1][f"val_{name}"] for name in REPORTED},
     }
@@ -455,9 +362,25 @@ def _train(recipe, partial, output, announce, live):
 REPORTED = ("masked_loss", "masked_accuracy", "perplexity")
 
 
-def masked_once(masking, rows):
+def _examples(recipe, model, tokenizer, rows):
+    """What the model makes of held-out rows."""
+    if not recipe.pairs:
+        example, example_word = masked_example(tokenizer, rows)
+        return {"example": example, "example_word": example_word}
+    generated = model.generate(pairs.with_target(rows, recipe.target_length))
+    targets = (
+        pairs.target_text(tokenizer, each[0], recipe.target_length) for each in (rows, generated)
+    )
+    return {
+        "example": tokenizer.decode(rows[0, : -recipe.target_length].tolist()),
+        **dict(zip(("example_target", "example_generated"), targets, strict=True)),
+        "exact_match": float((generated == rows).all(axis=1).mean()),
+    }
+
+
+def masked_once(masking, data):
     """Static masking: the rows with the masks of step 0, as a dataset brings them."""
-    inputs = {"token_ids": keras.ops.convert_to_tensor(rows)}
+    inputs = {name: keras.ops.convert_to_tensor(value) for name, value in data.items()}
     masked = masking.mask(inputs, 0, masking.selection_capacity(inputs))
     masked = {name: keras.ops.convert_to_numpy(value) for name, value in masked.items()}
     labels, weights = masked.pop("mask_ids"), masked.pop("mask_weights")

@@ -17,6 +17,7 @@ from keras_dynmask import preview, text
 from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.picture import picture
 from keras_dynmask.preview import HIDDEN, KEPT, SWAPPED, UNTOUCHED
+from keras_dynmask.rates import written_rate
 
 SENTENCE = "one two three four five six seven eight nine ten ."
 SENTENCES = [SENTENCE, "a b c d e f g h i j k l m n o p q r s t"]
@@ -151,20 +152,20 @@ def test_sentences_must_hold_words():
 
 
 def test_rates_are_numbers_pairs_and_schedules():
-    assert preview.rate_of("0.15", 5) == 0.15
-    assert preview.rate_of("0.1,0.5", 5) == (0.1, 0.5)
-    schedule = preview.rate_of("0.3:0.1", 5)
+    assert written_rate("--rate", "0.15", 5) == 0.15
+    assert written_rate("--rate", "0.1,0.5", 5) == (0.1, 0.5)
+    schedule = written_rate("--rate", "0.3:0.1", 5)
     assert isinstance(schedule, LearningRateSchedule)
     np.testing.assert_allclose([schedule(step) for step in range(5)], [0.3, 0.25, 0.2, 0.15, 0.1])
-    assert float(preview.rate_of("0.3:0.1", 1)(0)) == pytest.approx(0.3)
-    counts = [len(selected(line)) for line in lines_of(rate=preview.rate_of("1:0", 6))]
+    assert float(written_rate("--rate", "0.3:0.1", 1)(0)) == pytest.approx(0.3)
+    counts = [len(selected(line)) for line in lines_of(rate=written_rate("--rate", "1:0", 6))]
     assert counts[0] == 11 and counts[-1] == 0 and counts == sorted(counts, reverse=True)
 
 
 @pytest.mark.parametrize("rate", ["", "x", "1.5", "-1", "nan", "0.1,0.2,0.3", "0.1:x", "0.1 0.2"])
 def test_other_rates_are_refused(rate):
-    with pytest.raises(ValueError, match=r"LOW,HIGH or FIRST:LAST\. Received: rate='"):
-        preview.rate_of(rate, 5)
+    with pytest.raises(ValueError, match=r"LOW,HIGH or FIRST:LAST\. Received: --rate='"):
+        written_rate("--rate", rate, 5)
 
 
 def test_every_argument_can_be_set():
