@@ -566,16 +566,20 @@ def measured(line):
 
 def test_the_examples_of_memory():
     mebi, width = 2**20, math.ceil(30522 / math.ceil(30522 / PIECE))
-    everywhere, selected = (3 * 4 * q * 30522 / mebi for q in (4096, 32 * 19))
-    assert f"3 \\cdot 477 = {everywhere:.0f}$ MiB" in PAGE and f"they make {selected:.0f}." in PAGE
-    least, most = (4 * (n * 608 * width + 30522 * 128) / mebi for n in (1, 2))
-    ((of_all, of_selected, of_pieces),) = measured("MiB that XLA plans for")
+    everywhere, selected = (3 * 4 * q * 30522 / mebi for q in (8192, 64 * 19))
+    assert f"3 \\cdot 954 = {everywhere:.0f}$ MiB" in PAGE and f"they make {selected:.0f}." in PAGE
+    least, most = (4 * (n * 1216 * width + 30522 * 128) / mebi for n in (1, 2))
+    (cells,) = measured("30,522")
+    seconds, mebibytes = zip(
+        *(re.findall(r"\d[\d.,]*|\.\d+", cell) for cell in cells[:3]), strict=True
+    )
+    (of_all, of_selected, of_pieces) = mebibytes
     assert f"): {of_all} and {of_selected}." in PAGE
     assert f"$w = {width}$: {least:.0f} to {most:.0f} MiB; measured {of_pieces}." in PAGE
-    ((of_all, of_selected, of_pieces),) = measured("CPU s, vocabulary 30,522")
+    (of_all, of_selected, of_pieces) = seconds
     assert f"from {of_selected} to {of_pieces} seconds" in PAGE
     times = float(of_all) / float(of_selected)
-    assert f"are as {4096 / 608:.1f} to 1, its time was as {times:.1f} to 1" in PAGE
+    assert f"are as {8192 / 1216:.1f} to 1, its time was as {times:.1f} to 1" in PAGE
     k, v = targets_and_room(8192, 0.5)
     factor = 4 * 8192**2 / (3 * v**2 + k * v)
     ((*_, theirs, ours, times),) = measured("8,192, .5")
