@@ -280,6 +280,7 @@ def _add_recipe_options(group):
     kinds = {"metavar": "KIND", "choices": MASKING}
     which = "dynamic; static: one mask for good; adaptive: rather what is not known yet"
     option("--masking", "masking", which, **kinds)
+    option("--copies", "static_copies", "static masks of each row, in turn", type=int)
     option("--rate", "mask_selection_rate", "share of the tokens selected", type=float)
     option("--span", "mean_span_length", "mean length of what is masked together", type=float)
     option("--whole-words", "whole_words", "never split a word", action="store_true")

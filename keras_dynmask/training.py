@@ -35,6 +35,9 @@ class Recipe:
     # Or "static": each row keeps the mask of its first epoch; or "adaptive": rather
     # what the model does not know yet.
     masking: str = "dynamic"
+    # Static masks of each row, in turn: the epochs 0, 10, 20, ... share one of ten
+    # (ten is BERT's `dupe_factor`).
+    static_copies: int = 1
     mask_selection_rate: float = 0.15  # Devlin et al. 2019
     mean_span_length: float = 1.0
     whole_words: bool = False
@@ -68,8 +71,13 @@ class Recipe:
             f"`masking` must be one of {', '.join(MASKING)}.",
             masking=self.masking,
         )
-        for name in ("length", "batch_size", "epochs", "num_layers", "num_heads"):
+        for name in ("static_copies", "length", "batch_size", "epochs", "num_layers", "num_heads"):
             whole(name, getattr(self, name), 1)
+        require(
+            self.masking == "static" or self.static_copies == 1,
+            "`static_copies` must be 1 unless `masking` is 'static'.",
+            static_copies=self.static_copies,
+        )
         for name in ("hidden_dim", "intermediate_dim"):
             whole(name, getattr(self, name), 2)
         whole("vocabulary_size", self.vocabulary_size, 2 * len(text.SPECIAL_TOKENS))
@@ -171,10 +179,14 @@ class ShuffledRows(Rows):
         batch_size: int.
         seed: int.
         epoch: int, the first epoch.
+        copies: int. With more than one the data hold every row so often, all rows of a
+            copy together, and each epoch reads the next copy.
     """
 
-    def __init__(self, data, batch_size, seed, epoch=0):
+    def __init__(self, data, batch_size, seed, epoch=0, copies=1):
         super().__init__(data, batch_size)
+        self.rows //= copies
+        self.copies = copies
         self.seed = seed
         self._shuffle(epoch)
 
@@ -191,6 +203,7 @@ class ShuffledRows(Rows):
     def _shuffle(self, epoch):
         self.epoch = epoch
         self.order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        self.order += epoch % self.copies * self.rows
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -422,9 +435,10 @@ def _train(recipe, partial, output, announce, live):
     unigram_loss = text.unigram_loss(
         rows, held_out_rows, tokenizer.get_vocab_size(), text.special_ids(tokenizer)
     )
-    data = masked_once(model.masking, rows) if recipe.masking == "static" else rows
+    copies = recipe.static_copies
+    data = masked_once(model.masking, rows, copies) if recipe.masking == "static" else rows
     model.fit(
-        ShuffledRows(data, recipe.batch_size, recipe.seed, epoch),
+        ShuffledRows(data, recipe.batch_size, recipe.seed, epoch, copies),
         validation_data=Rows(held_out_rows, recipe.batch_size),
         epochs=recipe.epochs,
         initial_epoch=epoch,
@@ -455,11 +469,18 @@ def _train(recipe, partial, output, announce, live):
 REPORTED = ("masked_loss", "masked_accuracy", "perplexity")
 
 
-def masked_once(masking, rows):
-    """Static masking: the rows with the masks of step 0, as a dataset brings them."""
+def masked_once(masking, rows, copies=1):
+    """Static masking: the rows with the masks of step 0, as a dataset brings them.
+
+    More copies follow one after the other, with the masks of the steps 1, 2, ...
+    """
     inputs = {"token_ids": keras.ops.convert_to_tensor(rows)}
-    masked = masking.mask(inputs, 0, masking.selection_capacity(inputs))
-    masked = {name: keras.ops.convert_to_numpy(value) for name, value in masked.items()}
+    capacity = masking.selection_capacity(inputs)
+    masks = [masking.mask(inputs, step, capacity) for step in range(copies)]
+    masked = {
+        name: np.concatenate([keras.ops.convert_to_numpy(each[name]) for each in masks])
+        for name in masks[0]
+    }
     labels, weights = masked.pop("mask_ids"), masked.pop("mask_weights")
     return masked, labels, weights
 
