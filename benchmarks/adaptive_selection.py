@@ -4,7 +4,7 @@
 
 Trains each arm (about five minutes each on two cores) by the same recipe, and judges both
 by the same uniform, fixed masks on held-out text. Finished runs are not repeated. Writes
-`docs/adaptive_selection.csv`.
+`docs/adaptive_selection.csv`, epoch by epoch.
 """
 
 import csv
@@ -12,18 +12,21 @@ import statistics
 
 from static_against_dynamic import DOCS, run
 
-ARMS = ("dynamic", "adaptive")
+ARMS = {"dynamic": {}, "adaptive": {"masking": "adaptive"}}
 MEASURES = ("val_masked_loss", "val_masked_accuracy")
 
 
 def main():
-    last = {key: rows[-1] for key, rows in run(ARMS, __doc__).items()}
-    seeds = sorted({seed for _, seed in last})
+    histories = run(ARMS, __doc__)
     with open(DOCS / "adaptive_selection.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["selection", "seed", "epoch", "held_out_loss", "held_out_accuracy"])
-        for (arm, seed), row in sorted(last.items()):
-            writer.writerow([arm, seed, row["epoch"], *(f"{row[name]:.4f}" for name in MEASURES)])
+        for (arm, seed), rows in sorted(histories.items()):
+            for row in rows:
+                measured = (f"{row[name]:.4f}" for name in MEASURES)
+                writer.writerow([arm, seed, row["epoch"], *measured])
+    last = {key: rows[-1] for key, rows in histories.items()}
+    seeds = sorted({seed for _, seed in last})
     print("| held out, uniform fixed masks | " + " | ".join(ARMS) + " | adaptive - dynamic |")
     print("|---|---|---|---|")
     for measure in MEASURES:

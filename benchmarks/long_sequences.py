@@ -1,7 +1,7 @@
 """Long sequences: what length costs, and whether what lies far away is found.
 
     python benchmarks/long_sequences.py --cost      (five minutes on two cores)
-    python benchmarks/long_sequences.py --recall    (ten minutes; --short: two)
+    python benchmarks/long_sequences.py --recall    (ten minutes a seed; --short: two)
 
 `--cost` takes a training step of a small model from length 128 to 8,192, standard and visible
 only, and masking alone to 131,072, at the same number of tokens per batch: CPU seconds on
@@ -12,8 +12,8 @@ writes `benchmarks/results/long_sequences.csv` and `docs/cost_against_length.png
 repeat it, and are masked. So the model answers what stands up to 4,096 tokens before: chance is
 1 in 32. No weight of the encoder depends on the length, so it learns what to look for in short
 rows, and to find it among more and more filler in longer ones. Judged on fresh rows of 4,224
-tokens, the needle at four ranges of distance. It writes `benchmarks/results/recall.csv` and
-`docs/recall.png`.
+tokens, the needle at four ranges of distance. It writes `benchmarks/results/recall.csv`, where
+rows of other seeds stay as they are, and `docs/recall.png`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from measure import in_fresh_process, in_turn, median, median_ratio, place, table, write
+from measure import in_fresh_process, in_turn, median, median_ratio, place, read, table, write
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
@@ -60,14 +60,14 @@ def main():
     mode.add_argument("--inside", choices=INSIDE, help=argparse.SUPPRESS)  # a process of its own
     parser.add_argument("--short", action="store_true", help="--recall at length 512")
     parser.add_argument("--rounds", type=int, default=5, help="of the timing (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of --recall (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of --recall (0)")
     arguments = parser.parse_args()
     if arguments.inside:
         print(json.dumps(INSIDE[arguments.inside](arguments.rounds)))
     elif arguments.cost:
         cost(arguments.rounds)
     else:
-        recall(SHORT_STAGES if arguments.short else STAGES, arguments.seed)
+        recall(SHORT_STAGES if arguments.short else STAGES, arguments.seeds)
 
 
 # What length costs.
@@ -231,7 +231,22 @@ def draw_cost(rows, path):
 # Whether what lies far away is found.
 
 
-def recall(stages, seed):
+def recall(stages, seeds):
+    path, rows = RESULTS / "recall.csv", []
+    for seed in seeds:
+        rows += [{**row, "seed": seed, "place": place()} for row in learn(stages, seed)]
+    print(f"{place()}; {steps_of(stages)}\n")
+    print(table([{name: row[name] for name in row if name != "place"} for row in rows]))
+    if stages is STAGES:
+        RESULTS.mkdir(exist_ok=True)
+        others = [row for row in read(path) if row["seed"] not in seeds] if path.exists() else []
+        rows = sorted(others + rows, key=lambda row: row["seed"])
+        write(path, rows)
+        draw_recall(rows, DOCS / "recall.png")
+
+
+def learn(stages, seed):
+    """How well a model finds the needle, after its first stage and after its last."""
     import keras
 
     from keras_dynmask import DynamicMasking, MaskedLanguageModel, TransformerEncoder
@@ -254,7 +269,7 @@ def recall(stages, seed):
         fit = model.fit(examples(random, batch * steps, length), batch_size=batch, verbose=0)
         trained += time.process_time() - began
         print(
-            f"length {length}: {steps} steps of {batch} rows, accuracy in training "
+            f"seed {seed}, length {length}: {steps} steps of {batch} rows, accuracy in training "
             f"{fit.history['masked_accuracy'][0]:.3f}; {trained:.0f} CPU s of training so far",
             file=sys.stderr,
             flush=True,
@@ -262,12 +277,7 @@ def recall(stages, seed):
         if length in (min(stages), longest):
             rows += judge(model, length, longest, trained)
         began = time.process_time()
-    print(f"{place()}; seed {seed}; {steps_of(stages)}\n")
-    print(table(rows))
-    if stages is STAGES:
-        RESULTS.mkdir(exist_ok=True)
-        write(RESULTS / "recall.csv", [{**row, "seed": seed, "place": place()} for row in rows])
-        draw_recall(rows, DOCS / "recall.png")
+    return rows
 
 
 def examples(random, rows, length, nearest=1, farthest=FARTHEST):
@@ -313,12 +323,19 @@ def draw_recall(rows, path):
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
+    seeds = sorted({row["seed"] for row in rows})
+    distances = list(dict.fromkeys(row["distance"] for row in rows))
     for trained_to in dict.fromkeys(row["trained to length"] for row in rows):
         theirs = [row for row in rows if row["trained to length"] == trained_to]
-        accuracy = [100 * row["accuracy"] for row in theirs]
-        axes.plot(range(len(theirs)), accuracy, "o-", label=f"trained to length {trained_to:,}")
+        percent = np.array(
+            [[100 * row["accuracy"] for row in theirs if row["seed"] == seed] for seed in seeds]
+        )
+        (line,) = axes.plot(
+            distances, percent.mean(axis=0), "o-", label=f"trained to length {trained_to:,}"
+        )
+        bounds = percent.min(axis=0), percent.max(axis=0)
+        axes.fill_between(distances, *bounds, color=line.get_color(), alpha=0.2)
     axes.axhline(100 / SYMBOLS, color="grey", linestyle=":", label="chance")
-    axes.set_xticks(range(len(theirs)), [row["distance"] for row in theirs])
     axes.set(xlabel="distance of the needle (tokens)", ylabel="answers right (%)", ylim=(0, 104))
     axes.set_title(f"What stands far away is found, in rows of {rows[0]['judged at length']:,}")
     axes.spines[["top", "right"]].set_visible(False)

@@ -135,3 +135,16 @@ def write(path, rows):
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read(path):
+    """The rows of a CSV file, numbers as numbers."""
+    with open(path, newline="") as file:
+        return [{name: _number(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(cell):
+    try:
+        return float(cell) if "." in cell or "e" in cell else int(cell)
+    except ValueError:
+        return cell

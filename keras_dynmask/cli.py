@@ -335,6 +335,7 @@ def _add_recipe_options(group):
     kinds = {"metavar": "KIND", "choices": MASKING}
     which = "dynamic; static: one mask for good; adaptive: rather what is not known yet"
     option("--masking", "masking", which, **kinds)
+    option("--copies", "static_copies", "static masks of each row, in turn", type=int)
     which = "share selected: 0.15; LOW,HIGH: each row's own; FIRST:LAST: from step to step"
     option("--rate", "mask_selection_rate", which)
     option("--span", "mean_span_length", "mean length of what is masked together", type=float)

@@ -31,6 +31,9 @@ class Recipe:
     # Or "static": each row keeps the mask of its first epoch; or "adaptive": rather
     # what the model does not know yet.
     masking: str = "dynamic"
+    # Static masks of each row, in turn: the epochs 0, 10, 20, ... share one of ten
+    # (ten is BERT's `dupe_factor`).
+    static_copies: int = 1
     # A number; a pair, each row's own rate; or "0.3:0.15", from the first step to the last.
     mask_selection_rate: float | tuple | str = 0.15  # Devlin et al. 2019
     evaluation_rate: float | None = None  # of the held-out loss; None: the rate of training
@@ -77,7 +80,12 @@ class Recipe:
             f"`masking` must be one of {', '.join(MASKING)}.",
             masking=self.masking,
         )
-        for name in ("length", "batch_size", "epochs", "num_layers", "num_heads"):
+        require(
+            self.masking == "static" or self.static_copies == 1,
+            "`static_copies` must be 1 unless `masking` is 'static'.",
+            static_copies=self.static_copies,
+        )
+        for name in ("static_copies", "length", "batch_size", "epochs", "num_layers", "num_heads"):
             whole(name, getattr(self, name), 1)
         for name in ("hidden_dim", "intermediate_dim"):
             whole(name, getattr(self, name), 2)

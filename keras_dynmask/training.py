@@ -57,10 +57,14 @@ class ShuffledRows(Rows):
         batch_size: int.
         seed: int.
         epoch: int, the first epoch.
+        copies: int. With more than one the data hold every row so often, all rows of a
+            copy together, and each epoch reads the next copy.
     """
 
-    def __init__(self, data, batch_size, seed, epoch=0):
+    def __init__(self, data, batch_size, seed, epoch=0, copies=1):
         super().__init__(data, batch_size)
+        self.rows //= copies
+        self.copies = copies
         self.seed = seed
         self._shuffle(epoch)
 
@@ -77,6 +81,7 @@ class ShuffledRows(Rows):
     def _shuffle(self, epoch):
         self.epoch = epoch
         self.order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        self.order += epoch % self.copies * self.rows
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -331,9 +336,9 @@ def _train(recipe, partial, output, announce, live):
         for each in (rows, held_out_rows)
     )
     if recipe.masking == "static":
-        data = masked_once(model.masking, data)
+        data = masked_once(model.masking, data, recipe.static_copies)
     model.fit(
-        ShuffledRows(data, recipe.batch_size, recipe.seed, epoch),
+        ShuffledRows(data, recipe.batch_size, recipe.seed, epoch, recipe.static_copies),
         validation_data=Rows(held_out, recipe.batch_size),
         epochs=recipe.epochs,
         initial_epoch=epoch,
@@ -368,21 +373,29 @@ def _examples(recipe, model, tokenizer, rows):
         example, example_word = masked_example(tokenizer, rows)
         return {"example": example, "example_word": example_word}
     generated = model.generate(pairs.with_target(rows, recipe.target_length))
-    targets = (
+    target, answer = (
         pairs.target_text(tokenizer, each[0], recipe.target_length) for each in (rows, generated)
     )
     return {
         "example": tokenizer.decode(rows[0, : -recipe.target_length].tolist()),
-        **dict(zip(("example_target", "example_generated"), targets, strict=True)),
+        "example_target": target,
+        "example_generated": answer,
         "exact_match": float((generated == rows).all(axis=1).mean()),
     }
 
 
-def masked_once(masking, data):
-    """Static masking: the rows with the masks of step 0, as a dataset brings them."""
+def masked_once(masking, data, copies=1):
+    """Static masking: the rows with the masks of step 0, as a dataset brings them.
+
+    More copies follow one after the other, with the masks of the steps 1, 2, ...
+    """
     inputs = {name: keras.ops.convert_to_tensor(value) for name, value in data.items()}
-    masked = masking.mask(inputs, 0, masking.selection_capacity(inputs))
-    masked = {name: keras.ops.convert_to_numpy(value) for name, value in masked.items()}
+    capacity = masking.selection_capacity(inputs)
+    masks = [masking.mask(inputs, step, capacity) for step in range(copies)]
+    masked = {
+        name: np.concatenate([keras.ops.convert_to_numpy(each[name]) for each in masks])
+        for name in masks[0]
+    }
     labels, weights = masked.pop("mask_ids"), masked.pop("mask_weights")
     return masked, labels, weights
 

@@ -177,10 +177,35 @@ def test_static_rows_keep_the_mask_of_the_first_step():
 
     rows = np.random.default_rng(0).integers(4, 50, (40, 16)).astype("int32")
     masking = DynamicMasking(50, 0.25, 3, seed=0)
-    (x, labels, weights), expected = training.masked_once(masking, rows), masking(rows, step=0)
+    (x, labels, weights), expected = (
+        training.masked_once(masking, {"token_ids": rows}),
+        masking(rows, step=0),
+    )
     np.testing.assert_array_equal(x["token_ids"], expected["token_ids"])
     originals = np.take_along_axis(rows, x["mask_positions"], axis=1)
     np.testing.assert_array_equal(labels, np.where(weights > 0, originals, 0))
+
+
+def test_static_copies_take_turns():
+    from keras_dynmask import DynamicMasking
+
+    rows = np.random.default_rng(0).integers(4, 50, (40, 16)).astype("int32")
+    masking = DynamicMasking(50, 0.25, 3, seed=0)
+    data = training.masked_once(masking, {"token_ids": rows}, copies=3)
+    plain = training.ShuffledRows(rows, 40, seed=1)
+    copies = training.ShuffledRows(data, 40, seed=1, copies=3)
+    for epoch in range(5):
+        x, labels, weights = copies[0]
+        expected = masking(rows, step=epoch % 3)["token_ids"].numpy()[plain.order]
+        np.testing.assert_array_equal(x["token_ids"], expected)
+        originals = np.take_along_axis(plain[0], x["mask_positions"], axis=1)
+        np.testing.assert_array_equal(labels, np.where(weights > 0, originals, 0))
+        resumed = training.ShuffledRows(data, 40, seed=1, epoch=epoch, copies=3)
+        np.testing.assert_array_equal(resumed[0][0]["token_ids"], x["token_ids"])
+        plain.on_epoch_end()
+        copies.on_epoch_end()
+    with pytest.raises(ValueError, match="`static_copies` must be 1 unless .* static_copies=10"):
+        training.Recipe(static_copies=10)
 
 
 def test_batches_depend_on_seed_and_epoch_alone():
