@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_dynmask import MaskedLanguageModel, cli, text, training
+from keras_dynmask import MaskedLanguageModel, cli, continuation_ids, text, training
 from keras_dynmask import preview as previews
 
 RECIPE = {
@@ -325,7 +325,7 @@ def weights(model):
 def words_and_pieces(tokenizer):
     """What is asked of a tokenizer: it is one, whatever letters were turned over."""
     splitter = previews.Pieces(tokenizer)
-    training.continuation_ids(tokenizer)
+    continuation_ids(tokenizer)
     row = np.array([tokenizer.encode("the [MASK] sees the cat").ids])
     text.pack(tokenizer, ["the cat", "日本"], 4)
     training.masked_example(tokenizer, row)

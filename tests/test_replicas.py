@@ -29,6 +29,7 @@ from keras_dynmask import (
     mask_dataset,
     masking,
     noise,
+    recipes,
     training,
 )
 
@@ -362,7 +363,7 @@ def pretrain_watched():
     """The example, with a model that logs a fingerprint of its masks."""
     import pretrain_on_two_processes
 
-    training.MaskedLanguageModel = Watched
+    recipes.MaskedLanguageModel = training.MaskedLanguageModel = Watched
     pretrain_on_two_processes.main()
 
 
