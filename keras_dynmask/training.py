@@ -16,6 +16,7 @@ import numpy as np
 from keras_dynmask import pairs, text
 from keras_dynmask.errors import require
 from keras_dynmask.filling import masked_example
+from keras_dynmask.inputs import as_features
 from keras_dynmask.model import MaskedLanguageModel
 from keras_dynmask.recipes import Recipe
 
@@ -389,7 +390,8 @@ def masked_once(masking, data, copies=1):
 
     More copies follow one after the other, with the masks of the steps 1, 2, ...
     """
-    inputs = {name: keras.ops.convert_to_tensor(value) for name, value in data.items()}
+    inputs = as_features(data)
+    inputs = {name: keras.ops.convert_to_tensor(value) for name, value in inputs.items()}
     capacity = masking.selection_capacity(inputs)
     masks = [masking.mask(inputs, step, capacity) for step in range(copies)]
     masked = {
