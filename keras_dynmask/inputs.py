@@ -31,7 +31,7 @@ def standardize(features, vocabulary_size):
         A dict of tensors, and a function that takes from the outputs what the masking
         made, in the caller's form: unbatched or ragged again.
     """
-    features = {name: _as_array(name, features[name]) for name in READ if name in features}
+    features = {name: as_array(name, features[name]) for name in READ if name in features}
     ragged = is_ragged(features["token_ids"])
     check_ids(features["token_ids"], vocabulary_size)
     _check_companions(features)
@@ -85,7 +85,7 @@ def is_ragged(value):
     return tensorflow is not None and isinstance(value, tensorflow.RaggedTensor)
 
 
-def _as_array(name, value):
+def as_array(name, value):
     """Lists as arrays; rows of unequal length as a `tf.RaggedTensor`."""
     if not isinstance(value, (list, tuple)):
         return value

@@ -11,7 +11,7 @@ from keras import layers, ops
 from keras_dynmask.adaptive import AdaptiveSelection
 from keras_dynmask.corruption import roles
 from keras_dynmask.encoder import TransformerDecoder, TransformerEncoder
-from keras_dynmask.errors import flag, require
+from keras_dynmask.errors import flag, require, token_ids_below
 from keras_dynmask.inputs import check_ids, check_weights, is_integer, is_ragged
 from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.objective import hits, states_at, token_losses, weighted_mean
@@ -451,8 +451,8 @@ class MaskedLanguageModel(keras.Model):
 
         Each step predicts all that is masked, keeps some of it, the surest first, and masks
         the rest again. After step i of T floor(n * i / T) of a row's n positions are
-        kept. Rows are independent of each other and of their batch. Protected ids and the
-        mask token are never generated.
+        kept; a row of fewer positions than `steps` is finished after n. Rows are independent
+        of each other and of their batch. Protected ids and the mask token are never generated.
 
         A model trained at one low rate has hardly seen rows that are mostly masked: train
         with `mask_selection_rate=(0.0, 1.0)` to generate much.
@@ -463,7 +463,7 @@ class MaskedLanguageModel(keras.Model):
                 optionally, of the same shape `padding_mask`, `segment_ids`, `positions` as
                 the encoder reads them, and `selectable`: True = generate here, whatever
                 stands there; False = never touch.
-            steps: int, how many predictions; None: as many as there are positions to fill, one
+            steps: int, how many predictions; None: as many as a row has positions to fill, one
                 at a time. Fewer are faster, and where the model wavers between answers
                 mix them up.
             temperature, top_k, top_p, order, revise, block_length, forbidden_token_ids: see
@@ -478,7 +478,8 @@ class MaskedLanguageModel(keras.Model):
 
         Returns:
             NumPy integers `[batch * outputs, length]` (`[length]` for one unbatched row and
-            one output); with `every_step` `[steps + 1, batch * outputs, length]`.
+            one output); with `every_step` `[steps + 1, batch * outputs, length]`. Of the dtype
+            of the ids, or int32 where that can't hold the vocabulary.
 
         Raises:
             ValueError: naming the argument, what was expected and what was received.
@@ -505,7 +506,9 @@ class MaskedLanguageModel(keras.Model):
             "order": order,
             "revise": revise,
             "block_length": block_length,
-            "forbidden_token_ids": tuple(forbidden_token_ids),
+            "forbidden_token_ids": token_ids_below(
+                "forbidden_token_ids", forbidden_token_ids, self.masking.vocabulary_size
+            ),
         }
         key = repr(settings)  # in which 1 is not True
         if key not in self._unmaskings.by_settings:

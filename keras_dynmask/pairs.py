@@ -21,15 +21,23 @@ END = SEPARATOR  # of a target; one stands between source and target, too
 def read_pairs(path):
     """Pairs of strings from a UTF-8 file: source, tab, target; what else a line has is left out.
 
+    Lines end as text files do, and nowhere else. Quotes are text like any other.
+
     Raises:
         ValueError: where it can't be read, or a line has no tab or an empty part.
     """
     require(pathlib.Path(path).is_file(), "`pairs` must name a readable file.", pairs=str(path))
-    with reading(path, "pairs of a source and a target, tab separated, in UTF-8"):
-        lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()
-        pairs = [tuple(line.split("\t")[:2]) for line in lines if line.strip()]
-        bad = [pair for pair in pairs if len(pair) < 2 or not all(map(str.strip, pair))]
-        require(not bad, "Each line must hold both.", line=bad[0] if bad else None)
+    pairs = []
+    with (
+        reading(path, "pairs of a source and a target, tab separated, in UTF-8"),
+        open(path, encoding="utf-8-sig") as lines,
+    ):
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                pair = tuple(line.rstrip("\n").split("\t")[:2])
+                both = len(pair) == 2 and all(map(str.strip, pair))
+                require(both, f"Line {number} must hold both.", line=line)
+                pairs.append(pair)
         require(pairs, "It must hold pairs.", pairs=len(pairs))
     return pairs
 

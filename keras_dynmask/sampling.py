@@ -20,7 +20,7 @@ from keras import ops
 from keras_dynmask import noise
 from keras_dynmask.arrays import numpy_in_force
 from keras_dynmask.errors import flag, real, require, token_ids_below, whole
-from keras_dynmask.inputs import as_features, check_ids
+from keras_dynmask.inputs import as_array, as_features, check_ids, is_ragged
 from keras_dynmask.selection import select_first
 
 ORDERS = ("confidence", "random")
@@ -38,8 +38,8 @@ class Unmasking(keras.Model):
 
     Args:
         model: a `MaskedLanguageModel`.
-        temperature: float >= 0. 0 takes the most probable token; 1 draws from the
-            model's distribution; between, from a sharper one.
+        temperature: float, 0 or in [1e-6, 1e6]. 0 takes the most probable token; 1 draws
+            from the model's distribution; between, from a sharper one.
         top_k: int or None. Draws from the k most probable tokens only.
         top_p: float in (0, 1] or None. Draws from the most probable tokens that together
             have at least this probability, and no others.
@@ -86,6 +86,11 @@ class Unmasking(keras.Model):
         masking = model.masking
         size = self.vocabulary_size = masking.vocabulary_size
         self.temperature = real("temperature", temperature, 0)
+        require(
+            temperature == 0 or 1e-6 <= temperature <= 1e6,  # else logits overflow
+            "`temperature` must be 0, or in [1e-06, 1e+06].",
+            temperature=temperature,
+        )
         self.top_k = None if top_k is None else whole("top_k", top_k, 1, size)
         self.top_p = None if top_p is None else real("top_p", top_p, 1e-6, 1)
         require(
@@ -178,27 +183,33 @@ def doubts(logits, tokens):
 
 def generate(unmasking, inputs, steps=None, *, outputs=1, every_step=False, batch_size=32, seed=0):
     """Fills in what is masked, step by step. See `MaskedLanguageModel.generate`."""
-    features, fill, unbatched = _checked(inputs, unmasking)
+    features, fill, unbatched, dtype = _checked(inputs, unmasking)
     rows = np.repeat(np.arange(len(fill)), whole("outputs", outputs, 1))
     features, fill = {name: value[rows] for name, value in features.items()}, fill[rows]
     seed, batch_size = whole("seed", seed, 0, 2**64 - 1), whole("batch_size", batch_size, 1)
-    width = int(fill.sum(axis=1).max(initial=0))
-    steps = width if steps is None else whole("steps", steps, 1)
+    wanted = fill.sum(axis=1, keepdims=True)
+    steps = wanted if steps is None else np.full_like(wanted, whole("steps", steps, 1))
     if not unmasking.revise:
-        steps = min(steps, width)  # more would keep nothing new
+        steps = np.minimum(steps, wanted)  # more would keep nothing new
 
-    states = np.empty((steps + 1, *fill.shape), features["token_ids"].dtype)
+    parts = []
     for start in range(0, len(fill), batch_size):
         part = slice(start, start + batch_size)
         some = {name: value[part] for name, value in features.items()}
         numbers = np.arange(start, start + len(fill[part]))
-        states[:, part] = _states(unmasking, some, fill[part], width, steps, seed, numbers)
-    result = states if every_step else states[-1]
+        last = int(steps.max()), int(wanted.max())
+        states = _states(unmasking, some, fill[part], steps[part], *last, seed, numbers)
+        parts.append(states if every_step else states[-1:].copy())
+    result = np.concatenate(parts, axis=1).astype(dtype)
+    result = result if every_step else result[0]
     return result[..., 0, :] if unbatched and outputs == 1 else result
 
 
-def _states(unmasking, features, fill, width, steps, seed, rows):
-    """The rows before the first step and after each: `[steps + 1, batch, length]`."""
+def _states(unmasking, features, fill, steps, last, width, seed, rows):
+    """The rows before the first step and after each: `[last + 1, batch, length]`.
+
+    Each row has `steps` of its own, `[batch, 1]`: what else is in the batch does not matter.
+    """
     ids = np.where(fill, unmasking.mask_token_id, features["token_ids"])
     states = [ids]
     positions = np.argsort(~fill, axis=1, kind="stable")[:, :width].astype("int32")
@@ -209,8 +220,9 @@ def _states(unmasking, features, fill, width, steps, seed, rows):
         "tokens": np.full(positions.shape, unmasking.mask_token_id, "int32"),
         "doubt": np.zeros(positions.shape, "int32"),
     }
-    for step in range(steps):
-        slots["count"] = (wanted * (step + 1) // steps).astype("int32")
+    for step in range(last):
+        done = np.minimum(step + 1, steps)
+        slots["count"] = (wanted * done // np.maximum(steps, 1)).astype("int32")
         with numpy_in_force():
             keys = noise.row_keys(seed, (step, GENERATION), noise.words(rows))
         slots["keys"] = np.concatenate(keys, axis=1)
@@ -224,13 +236,21 @@ def _states(unmasking, features, fill, width, steps, seed, rows):
 
 
 def _checked(inputs, unmasking):
-    """Arrays `[batch, length]` of what the model reads; which positions to fill; and whether
-    the caller brought one row alone."""
-    features = {
-        name: np.asarray(ops.convert_to_numpy(value)) for name, value in as_features(inputs).items()
-    }
+    """Arrays `[batch, length]` of what the model reads; which positions to fill; whether
+    the caller brought one row alone; and the dtype to give back."""
+    features = {name: as_array(name, value) for name, value in as_features(inputs).items()}
+    require(
+        not any(map(is_ragged, features.values())),
+        "`inputs` must have rows of equal length: pad them and pass a `padding_mask`.",
+        inputs=inputs,
+    )
+    features = {name: np.asarray(ops.convert_to_numpy(value)) for name, value in features.items()}
     token_ids = features["token_ids"]
     check_ids(token_ids, unmasking.vocabulary_size)
+    dtype = token_ids.dtype
+    if np.iinfo(dtype).max < unmasking.vocabulary_size - 1:
+        dtype = np.dtype("int32")
+    features["token_ids"] = token_ids.astype("int32")  # one compiled step for all of them
     for name, value in features.items():
         require(
             value.shape == token_ids.shape,
@@ -249,6 +269,6 @@ def _checked(inputs, unmasking):
         fill.any(),
         f"`inputs` must hold mask tokens (id {unmasking.mask_token_id}), or say by `selectable` "
         "what to generate.",
-        fill=0,
+        masked=0,
     )
-    return features, fill, unbatched
+    return features, fill, unbatched, dtype

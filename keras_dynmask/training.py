@@ -204,12 +204,12 @@ def train(recipe, output, *, resume=False, announce=lambda message: None, live=F
             f"`output` is in use by an interrupted run, {partial}: resume it, or remove it.",
             output=str(output),
         )
-        prepare(recipe, partial)
+        prepare(recipe, partial, announce)
     with locked(partial):
         return _train(recipe, partial, output, announce, live)
 
 
-def prepare(recipe, partial):
+def prepare(recipe, partial, announce=lambda message: None):
     """Reads the corpus, learns the tokenizer, packs the rows: what a run starts from."""
     if recipe.pairs:
         shares = pairs.split_pairs(recipe.read_corpus(), recipe.validation_share)
@@ -226,6 +226,24 @@ def prepare(recipe, partial):
         (path / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
         for name, share in zip(ROW_FILES, shares, strict=True):
             text.write_rows(path / name, packed(recipe, tokenizer, share))
+        if recipe.pairs:
+            rows = [len(np.load(path / name, mmap_mode="r")) for name in ROW_FILES]
+            tell_what_does_not_fit(recipe, list(map(len, shares)), rows, announce)
+
+
+def tell_what_does_not_fit(recipe, counts, rows, announce):
+    """Of pairs to train on and of those held out: how many there are, and how many fit."""
+    room = recipe.length - recipe.target_length - 1
+    fit = f"a source has room for {room} tokens, a target for {recipe.target_length - 1}"
+    require(
+        all(rows),
+        f"`length` and `target_length` must let some pairs fit, of both parts: {fit}.",
+        pairs=counts,
+        fitting=rows,
+    )
+    if rows != counts:
+        left_out = sum(counts) - sum(rows)
+        announce(f"{left_out:,} of {sum(counts):,} pairs are left out as too long: {fit}")
 
 
 def packed(recipe, tokenizer, share):

@@ -59,10 +59,27 @@ def test_files_are_read_and_further_columns_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        "one cat\ten katt\r\ntwo\ttvå\r\n",
+        "one cat\ten katt\t\ntwo\ttvå\t\t",
+        'one cat\ten katt\n\n"two\t"två',
+        "one\u2028cat\ten\x0c\x85katt\ntwo\ttvå",  # end lines in Python, not in a file
+    ],
+    ids=["CRLF", "tabs at the end", "quotes", "separators"],
+)
+def test_a_line_is_a_line_of_the_file(content, tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_bytes(content.encode())
+    first, second = content.replace("\r", "").strip().replace("\n\n", "\n").split("\n")
+    assert pairs.read_pairs(path) == [tuple(line.split("\t")[:2]) for line in (first, second)]
+
+
+@pytest.mark.parametrize(
     "content, message",
     [
-        (b"one\ttwo\nthree", "Each line must hold both.*three"),
-        (b"one\t \n", "Each line must hold both"),
+        (b"one\ttwo\n\nthree", "Line 3 must hold both.*three"),
+        (b"one\t \n", "Line 1 must hold both"),
         (b"\n", "It must hold pairs"),
         (b"\xff\t\xfe", "can't decode byte 0xff"),
     ],

@@ -1,5 +1,6 @@
 """Recipes: what their names stand for, and that each of them trains."""
 
+import dataclasses
 import inspect
 import json
 
@@ -124,6 +125,20 @@ def test_other_settings_are_refused(settings, message):
 def test_sequence_to_sequence_needs_pairs():
     with pytest.raises(ValueError, match="`pairs` must name a file.*pairs=''"):
         recipes.seq2seq()
+
+
+def test_it_is_told_how_many_pairs_do_not_fit(tmp_path):
+    lines = [f"cat {n}\tkatt {n}" for n in range(40)] + [f"{'cat ' * 30}\tkatt"] * 3
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines))
+    recipe = recipes.seq2seq(**SMALL, pairs=tmp_path / "pairs.tsv", target_length=6)
+    said = []
+    training.prepare(recipe, tmp_path / "run", said.append)
+    fit = "a source has room for 9 tokens, a target for 5"
+    assert said == [f"3 of 43 pairs are left out as too long: {fit}"]
+    recipe = dataclasses.replace(recipe, target_length=1)
+    with pytest.raises(ValueError, match=r"`target_length` must let some pairs fit.*\[0, 0\]"):
+        training.prepare(recipe, tmp_path / "none", said.append)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow
