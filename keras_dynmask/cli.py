@@ -72,7 +72,7 @@ def pretrain(output, resume, recipe=None, **options):
                 **{name: value},
             )
     else:
-        recipe = RECIPES[recipe or "mlm"](**options)
+        recipe = RECIPES[recipe or ("seq2seq" if "pairs" in options else "mlm")](**options)
     try:
         report = training.train(
             recipe,
@@ -221,7 +221,7 @@ def _parser():
     )
     sub.add_argument("--output", default="pretrained", help="directory to make (%(default)s)")
     sub.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    which = f"{', '.join(RECIPES)}: where the options below begin (mlm)"
+    which = f"{', '.join(RECIPES)}: where the options below begin (mlm; of pairs seq2seq)"
     sub.add_argument("--recipe", choices=RECIPES, metavar="NAME", help=which)
     recipe = sub.add_argument_group("recipe", argument_default=argparse.SUPPRESS)
     _add_recipe_options(recipe)
