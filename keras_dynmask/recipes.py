@@ -159,6 +159,8 @@ class Recipe:
             vocabulary_size,
             self._rate(steps),
             tokenizer.token_to_id(text.MASK),
+            # Sources are never predicted; a rate up to 1 alone would have their logits computed.
+            self.target_length if self.pairs else None,
             unselectable_token_ids=self.protected_ids(tokenizer),
             evaluation_rate=self.evaluation_rate,
             mean_span_length=self.mean_span_length,

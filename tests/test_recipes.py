@@ -86,6 +86,7 @@ def test_their_other_dials(files):
     tokenizer = text.train_tokenizer(["the cat sees the dog"], 60)
     assert recipe.protected_ids(tokenizer) == [0, 1, 3]  # the separator ends a target
     assert model.masking.unselectable_token_ids == (0, 1, 3)
+    assert model.masking.mask_selection_length == recipe.target_length  # no logits of sources
 
 
 @pytest.mark.parametrize(
