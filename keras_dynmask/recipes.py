@@ -222,7 +222,8 @@ def visible_only(**settings):
     2022; Meng et al. 2024).
 
     Costs three quarters of the time of `mlm`, and from 512 tokens on half of it and less.
-    Expect .2 nats more at equal steps; held-out losses are those of a rate of 15 %.
+    Expect .1 nats more at equal steps, and no more at equal time; held-out losses are those
+    of a rate of 15 %.
     """
     defaults = {"mask_selection_rate": 0.5, "evaluation_rate": 0.15, "visible_only": True}
     return _named("visible-only", defaults, settings)
