@@ -25,6 +25,7 @@ from keras_dynmask.visible import gather_visible, visible_capacity
 _STEP = contextvars.ContextVar("step", default=None)
 
 ROLES = ("hidden", "swapped", "kept")
+KEPT_UNMASKINGS = 8  # each holds programs compiled for its settings
 
 
 @keras.saving.register_keras_serializable(package="keras_dynmask")
@@ -510,11 +511,13 @@ class MaskedLanguageModel(keras.Model):
                 "forbidden_token_ids", forbidden_token_ids, self.masking.vocabulary_size
             ),
         }
-        key = repr(settings)  # in which 1 is not True
-        if key not in self._unmaskings.by_settings:
-            self._unmaskings.by_settings[key] = Unmasking(self, **settings)
+        key, known = repr(settings), self._unmaskings.by_settings  # in repr, 1 is not True
+        unmasking = known.pop(key, None) or Unmasking(self, **settings)
+        known[key] = unmasking  # behind those that were used before
+        if len(known) > KEPT_UNMASKINGS:
+            del known[next(iter(known))]
         return generate(
-            self._unmaskings.by_settings[key],
+            unmasking,
             inputs,
             steps,
             outputs=outputs,

@@ -147,7 +147,11 @@ def test_it_is_the_algorithm_written_with_loops(settings):
             assert ours.tolist() == naive(row, steps, **settings)
 
 
-@pytest.mark.parametrize("way", [{"temperature": 1.0}, {"order": "random"}], ids=str)
+@pytest.mark.parametrize(
+    "way",
+    [{"temperature": 1.0}, {"order": "random"}, {"temperature": 1.0, "revise": True}],
+    ids=str,
+)
 @pytest.mark.parametrize("steps", [None, 7])
 def test_rows_do_not_depend_on_their_batch(way, steps):
     """Nor on how many masks the others have."""
@@ -245,6 +249,19 @@ def test_a_model_is_compiled_once_and_goes_the_same_steps(settings):
     finally:
         MODEL.call = call
     np.testing.assert_array_equal(generate(plain(MODEL, **settings), ids, 4), filled)
+
+
+def test_programs_of_the_last_settings_are_kept(monkeypatch):
+    used = []
+    monkeypatch.setattr(
+        "keras_dynmask.sampling.generate", lambda unmasking, *_, **__: used.append(unmasking)
+    )
+    model = build()
+    for length in (1, 2, 3, 1, 4, 5, 6, 7, 8, 9, 1, 2):
+        model.generate(to_fill(), block_length=length)
+    kept = {id(unmasking) for unmasking in used}
+    assert used[0] is used[3] is used[10]  # used again, so not the one to go
+    assert used[1] is not used[11] and len(kept) == 10
 
 
 def test_an_encoder_that_sees_only_what_is_there_generates_as_well():
