@@ -30,7 +30,9 @@ def by_seed(rows, name, pick=lambda numbers: numbers[-1]):
 def told(values, form=".2f"):
     """The mean, the lowest and the highest, as the page writes them; of three seeds at least."""
     assert len(values) >= 3
-    return "{} ({} to {})".format(*(f"{x:{form}}" for x in (mean(values), min(values), max(values))))
+    return "{} ({} to {})".format(
+        *(f"{x:{form}}" for x in (mean(values), min(values), max(values)))
+    )
 
 
 def percent(values):
@@ -130,7 +132,36 @@ def summaries():
         yield percent(targets("token accuracy", "docstrings", way))
 
 
-CLAIMS = (static_against_dynamic, recall, rates, adaptive, visible_only, objective, translation, summaries)
+def generation():
+    path = RESULTS / "generation.csv"
+    for corpus in ("embedded", "tinyshakespeare"):
+        most = max(
+            (row["updates"] for row in rows_of(path, text="generated", corpus=corpus)), key=int
+        )
+        drawn = {"text": "generated", "updates": most, "temperature": "1.0", "corpus": corpus}
+        for rows in (
+            rows_of(path, text="by frequency", corpus=corpus),
+            rows_of(path, order="any order", steps="1", **drawn),
+            rows_of(path, order="any order", steps="32", **drawn),
+            rows_of(path, order="surest first", steps="32", **drawn),
+            rows_of(path, text="held out", corpus=corpus),
+        ):
+            perplexity = told(by_seed(rows, "pseudo_perplexity"), ",.0f")
+            yield f"{perplexity} | {percent(by_seed(rows, 'distinct_tokens'))} |"
+
+
+AMBIGUOUS = "digits read out"
+CLAIMS = (
+    static_against_dynamic,
+    recall,
+    rates,
+    adaptive,
+    visible_only,
+    objective,
+    translation,
+    summaries,
+    generation,
+)
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
