@@ -149,6 +149,27 @@ def generation():
             yield f"{perplexity} | {percent(by_seed(rows, 'distinct_tokens'))} |"
 
 
+def not_text():
+    path = RESULTS / "not_text.csv"
+    for answers in ("the model", "the click before", "popularity", "best possible"):
+        found = (
+            percent(by_seed(rows_of(path, arm="clicks", answers=answers, measure=measure), "value"))
+            for measure in ("hit rate at 1", "hit rate at 10")
+        )
+        yield f"| {answers} | {' | '.join(found)} |"
+    for arm in ("DNA, one by one", "DNA, k together"):
+        found = (
+            percent(
+                by_seed(
+                    rows_of(path, arm=arm, answers="the model", **{"judged by": masks}), "value"
+                )
+            )
+            for masks in ("one by one", "k together")
+        )
+        yield f"| {' | '.join(found)} |"
+    yield percent(by_seed(rows_of(path, arm="DNA, k together", answers="best possible"), "value"))
+
+
 CLAIMS = (
     static_against_dynamic,
     recall,
@@ -159,6 +180,7 @@ CLAIMS = (
     translation,
     summaries,
     generation,
+    not_text,
 )
 
 
