@@ -21,7 +21,7 @@ EXAMPLES = """examples:
   keras-dynmask pretrain --resume --output books      go on after an interruption
   keras-dynmask fill-mask books "the [MASK] said nothing"
   keras-dynmask pretrain --recipe diffusion --output writer
-  keras-dynmask generate writer --prompt "a function is" --length 20 --temperature 0.7
+  keras-dynmask generate writer --prompt "a function is" --order random --temperature 0.7
   keras-dynmask pretrain --recipe seq2seq --pairs pairs.tsv --output translator
   keras-dynmask generate translator --prompt "the cat sleeps"
   keras-dynmask preview --rate 0.3 --span 3           one sentence at five steps
@@ -240,7 +240,7 @@ def _parser():
         "generate",
         generate,
         "write text with a trained model, by iterative unmasking",
-        'generate writer --prompt "a function is" --length 20 --temperature 0.7 --outputs 3',
+        'generate writer --prompt "a function is" --order random --temperature 0.7 --outputs 3',
     )
     sub.add_argument("directory", help="what pretrain made")
     which = "what stands before it; [MASK] in it is filled in, too; of pairs the source"

@@ -238,7 +238,8 @@ def diffusion(**settings):
     weigh selectable / count. Costs what `mlm` costs. Expect 4.7 nats on the embedded corpus,
     between `mlm` and guessing by frequency: it bounds the text's negative log-likelihood per
     token from above, and so averages over rows that are all but empty. What a model of this
-    size writes is made of the right words, and seldom of sentences.
+    size writes is made of the right words, and seldom of sentences; the surest tokens first it
+    repeats itself, so generate in random order.
     """
     return _named("diffusion", DIFFUSION, settings)
 
