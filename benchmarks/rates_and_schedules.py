@@ -4,7 +4,7 @@
 
 A fixed rate of 15, 30 or 40 %, one that falls from 30 to 15 %, and one for each row between
 10 and 50 %. Arms of one seed begin with the same weights, see the same batches, and are judged
-after every epoch by the same held-out tokens. About a minute a run on two cores; finished runs
+after every epoch by the same held-out tokens. About two CPU minutes a run; finished runs
 are not repeated. Writes `benchmarks/results/rates_and_schedules.csv`, and prints the
 differences to the first arm beside the spread of the seeds.
 """
