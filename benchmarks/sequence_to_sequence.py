@@ -74,7 +74,7 @@ TASKS = {
     "digits read out": Task(
         tasks.digits_read_out, 25_600, 2, 200, 14, 7, answers=tasks.in_each_language
     ),
-    "headlines": Task(tasks.headlines, 32_000, 2, 300, 36, 6),
+    "headlines": Task(tasks.headlines, 32_000, 3, 300, 36, 6),
     "sentences": Task(lambda: pairs.read_pairs(os.environ[VARIABLE]), None, 4, 4000, 34, 16, 2),
     "docstrings": Task(tasks.docstrings, None, 12, 4000, 64, 20, 3),
 }
