@@ -3,7 +3,7 @@
     python benchmarks/sequence_to_sequence.py --runs runs
     python benchmarks/sequence_to_sequence.py --runs runs --task "number words"
 
-Trains the recipe `seq2seq` on the pairs of `tasks.py`, up to three CPU minutes for each arm
+Trains the recipe `seq2seq` on the pairs of `tasks.py`, up to four CPU minutes for each arm
 and seed, and generates the targets of up to 1,000 held-out sources in five ways. Three questions
 beside how well it goes: which way of generating is worth its steps, which rate (and draw) to
 train with, and what fresh masks are worth when there are few pairs. Finished runs are not repeated.
