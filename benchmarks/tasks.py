@@ -9,6 +9,7 @@ with spaces is so that each letter or digit is a token of its own.
 | `number_words` | four thousand seven hundred and eighty | 4 7 8 0 |
 | `dates` | 27 May 2057; May 27, 2057; 5/27/2057; 27.5.2057 | 2057-05-27 |
 | `copy_or_reverse` | a b c d | a b c d, or d c b a |
+| `digits_read_out` | 4 7 8 0 2 1 | fire sju åtte null to en; in Swedish; or in Danish |
 | `headlines` | clara met ... . finally ben won the race in oslo . | ben win race in oslo |
 | `docstrings` | all but the first paragraph of a docstring | its first paragraph |
 """
@@ -31,6 +32,12 @@ TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
 MONTHS = (
     "January February March April May June July August September October November December"
 ).split()
+
+DIGITS = {
+    "Swedish": "noll ett två tre fyra fem sex sju åtta nio".split(),
+    "Norwegian": "null en to tre fire fem seks sju åtte ni".split(),
+    "Danish": "nul en to tre fire fem seks syv otte ni".split(),
+}
 
 NAMES = (
     "anna ben clara david emma felix greta hugo ida jonas karin leo mia nils olga paul rosa sven "
@@ -110,6 +117,32 @@ def copy_or_reverse(count, seed):
         return " ".join(letters), " ".join(letters[:: numbers.choice((1, -1))])
 
     return distinct(draw, count)
+
+
+def copied_or_reversed(source):
+    """All the right targets of a source."""
+    return source, source[::-1]
+
+
+def digits_read_out(count, seed):
+    """Six digits in one of three languages: any of them is right, a mixture is not.
+
+    Swedish is a little more frequent. So a zero is likeliest in Swedish, and a two, which is
+    one word in the other two languages, is not: what is likeliest place by place is a mixture.
+    """
+    numbers = random.Random(seed)
+
+    def draw():
+        source = " ".join(numbers.choices(string.digits, k=6))
+        return source, numbers.choices(in_each_language(source), (4, 3, 3))[0]
+
+    return distinct(draw, count)
+
+
+def in_each_language(source):
+    """All the right targets of a source."""
+    digits = [int(digit) for digit in source.split()]
+    return [" ".join(words[digit] for digit in digits) for words in DIGITS.values()]
 
 
 def headlines(count, seed):

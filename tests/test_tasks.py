@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).parent.parent / "benchmarks" / "tasks.py"
-GENERATED = ("number_words", "dates", "copy_or_reverse", "headlines")
+GENERATED = ("number_words", "dates", "copy_or_reverse", "digits_read_out", "headlines")
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,15 @@ def test_about_as_many_are_copied_as_reversed(tasks):
     assert all(target in (source, source[::-1]) for source, target in pairs)
     copied = sum(target == source for source, target in pairs)
     assert abs(copied - 1000) < 4.89 * 2000**0.5 / 2 + 20  # palindromes are both
+
+
+def test_digits_are_read_out_in_one_language(tasks):
+    assert tasks.in_each_language("4 0 2") == ["fyra noll två", "fire null to", "fire nul to"]
+    pairs = tasks.digits_read_out(2000, seed=0)
+    languages = [tasks.in_each_language(source).index(target) for source, target in pairs]
+    # Norwegian and Danish are alike in six words of ten, and what is both counts as the first.
+    assert abs(languages.count(0) - 800) < 4.89 * (2000 * 0.4 * 0.6) ** 0.5  # 4 in 10
+    assert set(languages) == {0, 1, 2}
 
 
 def test_a_headline_tells_the_last_that_happened(tasks):
