@@ -250,7 +250,10 @@ def seq2seq(**settings):
 
     Needs `pairs`. As `diffusion`, but sources are never masked; a target ends with end
     tokens, which are masked and predicted, too, so that its length is learnt. The report
-    tells how many of the held-out targets are generated word for word.
+    tells how many of the held-out targets are generated word for word. Costs what `mlm`
+    costs, by the row. Expect 98 of 100 numbers in words to become the right digits after
+    25,600 pairs seen twice, a CPU minute; of the tokens of 24,000 short sentences a third to
+    be right after four (`benchmarks/sequence_to_sequence.py`).
     """
     recipe = _named("seq2seq", DIFFUSION | {"dropout": 0.0}, settings)
     require(
