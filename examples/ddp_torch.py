@@ -60,6 +60,9 @@ def train(output):
     results = [step(token_ids) for token_ids in toy.halves(rank)]
     losses, masks = zip(*results, strict=True)
     toy.report(rank, losses, masks[0], before, model.get_weights(), output)
+    # Until nobody holds a tensor of the last reduction. Without it a process now and then waits for
+    # ever: it ends its group while it holds Python's lock, which that tensor's end needs, too.
+    distributed.barrier()
     distributed.destroy_process_group()
 
 
