@@ -11,7 +11,7 @@ from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.model import MaskedLanguageModel
 from keras_dynmask.pipeline import mask_dataset
 from keras_dynmask.sequences import apply_masking, generate_masking_sequence
-from keras_dynmask.vocabulary import continuation_ids, word_begins, words_of
+from keras_dynmask.vocabulary import continuation_ids, masking_arguments, word_begins, words_of
 
 __all__ = [
     "AdaptiveSelection",
@@ -22,6 +22,7 @@ __all__ = [
     "continuation_ids",
     "generate_masking_sequence",
     "mask_dataset",
+    "masking_arguments",
     "word_begins",
     "words_of",
 ]

@@ -1,9 +1,11 @@
 """The command line: arguments in, a `Recipe` or a trained directory out."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import json
 import pathlib
 import subprocess
 import sys
@@ -28,6 +30,9 @@ EXAMPLES = """examples:
   keras-dynmask preview --rate 0.3:0.15 --set at_least_one=true --output masks.png
   keras-dynmask export books --output serving/books
   keras-dynmask bench masking                         beside KerasHub and Hugging Face
+
+exit status: 0 done; 2 it can't be done, and standard error says why in a line; 130 interrupted.
+With --json standard output holds one JSON object, and what people read goes to standard error.
 """
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
@@ -44,9 +49,12 @@ SHORT_BENCHMARKS = {
 def main(argv=None):
     """Run a command; the exit status is 0, or 2 where it can't be done."""
     arguments = vars(_parser().parse_args(argv))
-    command = arguments.pop("run")
+    command, as_json = arguments.pop("run"), arguments.pop("json", False)
     try:
-        command(**arguments)
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            result = command(**arguments)
+        if as_json:
+            print(json.dumps(result, indent=2))
     except (ValueError, ImportError, OSError) as error:
         print(f"keras-dynmask: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -101,6 +109,7 @@ def pretrain(output, resume, recipe=None, **options):
         print(f"\n{report['example']}\n  ({report['example_word']!r} stood there)")
         _print_guesses(fill_mask(*training.load_trained(output), report["example"]))
     print(f"\n{output}/ holds {', '.join(sorted(path.name for path in output.iterdir()))}.")
+    return {"output": str(output), **report}
 
 
 def fill(directory, sentence, top):
@@ -109,7 +118,9 @@ def fill(directory, sentence, top):
     from keras_dynmask.filling import fill_mask
 
     whole("top", top, 1)
-    _print_guesses(fill_mask(*training.load_trained(directory), sentence, top))
+    guesses = fill_mask(*training.load_trained(directory), sentence, top)
+    _print_guesses(guesses)
+    return {"guesses": [list(map(dataclasses.asdict, best)) for best in guesses]}
 
 
 def generate(directory, prompt, length, outputs, every_step, **settings):
@@ -122,9 +133,12 @@ def generate(directory, prompt, length, outputs, every_step, **settings):
     whole("outputs", outputs, 1)
     row = prompt_row(recipe, tokenizer, prompt, length)
     states = model.generate([row], outputs=outputs, every_step=True, **settings)
-    for number in range(outputs):
-        for state in states if every_step else states[-1:]:
-            print(written(recipe, tokenizer, state[number]))
+    texts = [
+        [written(recipe, tokenizer, state[number]) for state in states] for number in range(outputs)
+    ]
+    for steps in texts:
+        print("\n".join(steps if every_step else steps[-1:]))
+    return {"texts": texts if every_step else [steps[-1] for steps in texts]}
 
 
 def show(sentences, model, rate, span, whole_words, independent, settings, steps, seed, output):
@@ -171,6 +185,7 @@ def export(directory, output):
         path.mkdir(parents=True)  # refused here, not in TensorFlow's own words
         model.export(path)
     print(f"{output} serves token ids to logits (`serve`) and hidden states (`encode`).")
+    return {"output": str(output)}
 
 
 def bench(names):
@@ -202,9 +217,13 @@ def _parser():
     parser.add_argument("--version", action="version", version=f"keras-dynmask {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name, run, help, example):
+    for_machines = argparse.ArgumentParser(add_help=False)
+    for_machines.add_argument("--json", action="store_true", help="answer in JSON")
+
+    def command(name, run, help, example, parents=(for_machines,)):
         sub = commands.add_parser(
             name,
+            parents=parents,
             help=help,
             description=help[0].upper() + help[1:] + ".",
             epilog=f"example:\n  keras-dynmask {example}",
@@ -263,6 +282,7 @@ def _parser():
         show,
         "show one text at several steps: hidden, swapped and kept tokens",
         "preview --rate 0.3 --span 3",
+        parents=(),
     )
     sub.add_argument(
         "sentences",
@@ -307,6 +327,7 @@ def _parser():
         bench,
         "measure speed and memory beside the alternatives, in their short form",
         "bench masking",
+        parents=(),
     )
     sub.add_argument(
         "names",

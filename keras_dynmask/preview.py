@@ -184,19 +184,48 @@ def write(lines, path):
     WRITERS[path.suffix](lines, path)
 
 
-# Text in the colours of the reader's browser, light or dark; ours are readable on both.
+# Text in the colours of the reader's browser, light or dark; ours are readable on both. Without
+# a script all lines stand below each other; with it one at a time, chosen by a slider.
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark">
 <title>keras-dynmask preview</title>
 <style>
-pre {{ font: 1rem/1.8 monospace; margin: 2rem auto; max-width: 60rem; white-space: pre-wrap }}
+main {{ font: 1rem/1.8 monospace; margin: 2rem auto; max-width: 60rem; padding: 0 1rem }}
+pre {{ font: inherit; white-space: pre-wrap }}
+input {{ vertical-align: middle }}
+#step {{ width: 50% }}
 {stylesheet}
 </style>
 </head>
-<body><pre>{code}</pre></body>
+<body>
+<main>
+<p id="controls" hidden>
+<label>mask <input id="step" type="range" min="0" value="0" autofocus></label>
+<label><input id="all" type="checkbox"> all</label>
+</p>
+<pre aria-live="polite">{code}</pre>
+</main>
+<script>
+const [controls, step, all] = ["controls", "step", "all"].map(id => document.getElementById(id));
+const pre = document.querySelector("pre");
+const lines = pre.innerHTML.trimEnd().split("\\n");
+const legend = lines.splice(-2).join("\\n");
+function show() {{
+  step.disabled = all.checked;
+  const shown = all.checked ? lines : [lines[step.value]];
+  pre.innerHTML = [...shown, legend].join("\\n");
+  step.setAttribute("aria-valuetext", pre.textContent.match(/^\\w+ ?\\d*/)[0]);
+}}
+step.max = lines.length - 1;
+step.oninput = all.onchange = show;
+controls.hidden = false;
+show();
+</script>
+</body>
 </html>
 """
 GREY = (118, 118, 118)

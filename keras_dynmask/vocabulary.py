@@ -24,6 +24,8 @@ MARKERS = ("##", "▁", "Ġ")
 SPACES = {"▁": "▁ \n\r\t", "Ġ": "ĠĊčĉ"}  # the second as byte-level BPE writes them
 WORD_ENDS = ("</w>", "@@", "▁")
 
+MASKS = ("[MASK]", "<mask>", "<|mask|>")
+NAMED = re.compile(r"<\|?\w+\|?>|\[\w+\]")  # what a special token is called, where nobody says
 SPECIAL = re.compile(r"<.*>|\[.*\]", re.DOTALL)  # <s>, [MASK], <|endoftext|>
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -54,6 +56,43 @@ def weight_table(name, weights, vocabulary_size):
     wrong = values[~(np.isfinite(values) & (values >= 0))]
     require(wrong.size == 0 and values.any(), expected, **{name: wrong[:3].tolist() or "all 0"})
     return values
+
+
+def masking_arguments(tokenizer, mask_token=None, whole_words=False):
+    """What `DynamicMasking` has to know of a tokenizer, as its arguments.
+
+    Args:
+        tokenizer: as in `continuation_ids`. In a bare list or dict, special tokens are those
+            that are written `[NAME]`, `<name>` or `<|name|>`.
+        mask_token: str, or None for the one that the tokenizer names, or else "[MASK]",
+            "<mask>" or "<|mask|>".
+        whole_words: bool, whether the ids of pieces that continue a word are among them.
+
+    Returns:
+        A dict of `vocabulary_size`, `mask_token_id`, `unselectable_token_ids` and, where
+        asked for, `continuation_token_ids`.
+
+    Raises:
+        ValueError: where the tokenizer has no such mask token; or as `continuation_ids`.
+
+    >>> tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "mask", "##ing"]
+    >>> arguments = masking_arguments(tokens, whole_words=True)
+    >>> arguments["mask_token_id"], arguments["continuation_token_ids"]
+    (4, [6])
+    >>> masking = DynamicMasking(mask_selection_rate=0.15, **arguments)
+    """
+    pieces = _pieces(tokenizer)
+    mask_token_id = _mask_id(tokenizer, dict(pieces), mask_token)
+    special = _special_ids(tokenizer, pieces)
+    arguments = {
+        # The mask token may stand behind the pieces: DeBERTa's.
+        "vocabulary_size": 1 + max(mask_token_id, *(index for _, index in pieces)),
+        "mask_token_id": mask_token_id,
+        "unselectable_token_ids": sorted({mask_token_id, *map(int, special)}),
+    }
+    if whole_words:
+        arguments["continuation_token_ids"] = continuation_ids(tokenizer)
+    return arguments
 
 
 def continuation_ids(tokenizer, marker=None):
@@ -254,6 +293,36 @@ def _pieces(tokenizer):
         tokenizer=pieces[:3] or tokenizer,
     )
     return pieces
+
+
+def _mask_id(tokenizer, ids, mask_token):
+    if mask_token is None:
+        named = getattr(tokenizer, "mask_token_id", None)  # Transformers, KerasHub
+        if named is not None:
+            return int(named)
+        mask_token = next((token for token in MASKS if token in ids), None)
+    require(
+        mask_token in ids,
+        "`mask_token` must be a token of the vocabulary. Where there is none, add one to the "
+        "tokenizer, or take a token that is never used.",
+        mask_token=mask_token,
+    )
+    return int(ids[mask_token])
+
+
+def _special_ids(tokenizer, pieces):
+    if hasattr(tokenizer, "all_special_ids"):  # Transformers
+        return tokenizer.all_special_ids
+    if hasattr(tokenizer, "get_added_tokens_decoder"):  # tokenizers
+        added = tokenizer.get_added_tokens_decoder()
+        return [index for index, token in added.items() if token.special]
+    if hasattr(tokenizer, "is_control"):  # sentencepiece
+        return _words_of_their_own(tokenizer)
+    names = (token for token, _ in pieces if NAMED.fullmatch(token) and not BYTE.fullmatch(token))
+    ids = dict(pieces)
+    # Of a model of KerasHub's, which counts [UNK] and [unused7] as words.
+    own = tokenizer.special_token_ids if hasattr(tokenizer, "_special_token_attrs") else []
+    return [*own, *(ids[name] for name in names)]
 
 
 def _prefix_named_by(tokenizer):

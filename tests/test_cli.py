@@ -91,6 +91,29 @@ def test_fill_mask_prints_guesses(trained, capsys):
     assert all(re.fullmatch(r" +\d+\.\d%  \S+", lines[i]) for i in (1, 2, 4, 5))
 
 
+def test_machines_are_answered_in_json(trained, tmp_path, corpus, capsys):
+    def answer(*arguments):
+        assert cli.main([*map(str, arguments), "--json"]) == 0
+        said = capsys.readouterr()
+        assert said.err  # what people read
+        return json.loads(said.out)
+
+    output = tmp_path / "run"
+    report = answer("pretrain", "--corpus", corpus, "--output", output, *SMALL)
+    assert report == {"output": str(output), **json.loads((output / "report.json").read_text())}
+    [first, second] = answer("fill-mask", trained, "the [MASK] sees [MASK]", "--top", 2)["guesses"]
+    assert len(first) == len(second) == 2 and 0 < first[1]["probability"] <= first[0]["probability"]
+    asked = "generate", trained, "--prompt", "the cat", "--length", 3, "--outputs", 2
+    [text, _] = answer(*asked)["texts"]
+    assert text.startswith("the cat")
+    [steps, _] = answer(*asked, "--every-step")["texts"]
+    assert len(steps) == 4 and steps[-1] == text
+    served = tmp_path / "served"
+    assert answer("export", trained, "--output", served) == {"output": str(served)}
+    assert cli.main(["fill-mask", str(trained), "no gap", "--json"]) == 2
+    assert capsys.readouterr().out == ""
+
+
 def preview(*arguments):
     assert cli.main(["preview", *map(str, arguments)]) == 0
 
@@ -289,8 +312,13 @@ MISTAKES = [
     "bad heads", "bad span", "bad dropout", "output taken", "unfinished", "resume finished",
     "nothing to resume", "no run", "damaged", "no output", "words", "no steps", "no sentence",
     "rate shape", "rate pair", "no dial", "no JSON", "no flag", "no token", "no schedule",
-    "other suffix", "no folder", "no letters",
+    "other suffix", "no folder", "no letters", "no such benchmark", "no pairs", "missing pairs",
+    "no writer",
 ]  # fmt: skip
+
+
+def test_every_mistake_is_made(tmp_path):
+    assert sorted(mistakes(tmp_path)) == sorted(MISTAKES)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -4,6 +4,7 @@ import io
 import itertools
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from keras_dynmask.picture import picture
 from keras_dynmask.preview import HIDDEN, KEPT, SWAPPED, UNTOUCHED
 from keras_dynmask.rates import written_rate
 
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SENTENCE = "one two three four five six seven eight nine ten ."
 SENTENCES = [SENTENCE, "a b c d e f g h i j k l m n o p q r s t"]
 
@@ -245,13 +247,35 @@ def test_a_page_stands_alone_and_has_colours_whoever_looks(tmp_path, monkeypatch
     monkeypatch.setenv("TERM", "dumb")
     page = page_of(lines_of(["<b>bold</b> & 日本 {x} [red]y[/red]"], 30), tmp_path)
     assert page.startswith("<!DOCTYPE html>") and page.rstrip().endswith("</html>")
-    assert "color-scheme" in page and "http" not in page and "<script" not in page
+    assert "color-scheme" in page and "http" not in page and " src=" not in page
     assert "&lt;" in page and "&amp;" in page and "日本" in page and "<b>" not in page
     shown = {}
     for style, marked in re.findall(r'<span class="(r\d)">(\[MASK\]|[*_]\w+[*_])</span>', page):
         shown.setdefault(marked[0], set()).add(style)
     assert len(shown) == 3 and all(len(styles) == 1 for styles in shown.values())
     assert re.search(r"\d+ of 21, \d+%", page) and "step 29" in page
+
+
+CLICKS = """<script>
+step.value = 3; step.oninput();
+const shown = pre.textContent;
+all.checked = true; all.onchange();
+document.title = [shown.split("step ").length, shown.includes("step 3 "), step.disabled,
+  step.max, pre.textContent.split("step ").length].join();
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_a_slider_shows_one_mask_at_a_time(tmp_path):
+    page = page_of(lines_of(["one <b>two</b> three"], 7), tmp_path)
+    (tmp_path / "clicked.html").write_text(page.replace("</body>", CLICKS), encoding="utf-8")
+    shown = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--dump-dom", tmp_path / "clicked.html"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "<title>2,true,true,6,8</title>" in shown
 
 
 def contrast(colour, background):

@@ -9,7 +9,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from keras_dynmask import DynamicMasking
-from keras_dynmask.vocabulary import continuation_ids, id_table, word_begins, words_of
+from keras_dynmask.vocabulary import (
+    continuation_ids,
+    id_table,
+    masking_arguments,
+    word_begins,
+    words_of,
+)
 
 SENTENCES = [
     "the masking of whole words is unbelievably simple, and unbelievable things are maskable",
@@ -520,3 +526,87 @@ def test_words_of_rows_serve_as_random_words(kind):
 def test_a_table_of_ids():
     assert id_table([1, 3], 5).tolist() == [False, True, False, True, False]
     assert id_table([], 2).tolist() == [False, False]
+
+
+# What the layer has to know of a tokenizer.
+
+
+def test_arguments_of_a_list_go_by_the_names_of_its_tokens():
+    tokens = [
+        "[PAD]",
+        "<s>",
+        "[MASK]",
+        "<|im_end|>",
+        "[unused7]",
+        "<0x0A>",
+        "[]",
+        "[a",
+        "<b",
+        "a",
+        "##b",
+    ]
+    assert masking_arguments(tokens) == {
+        "vocabulary_size": 11,
+        "mask_token_id": 2,
+        "unselectable_token_ids": [0, 1, 2, 3, 4],
+    }
+    with_words = masking_arguments(tokens, whole_words=True)
+    assert with_words == {**masking_arguments(tokens), "continuation_token_ids": [10]}
+    assert masking_arguments({"a": 7, "b": 3}, "b") == {
+        "vocabulary_size": 8,
+        "mask_token_id": 3,
+        "unselectable_token_ids": [3],
+    }
+    with pytest.raises(ValueError, match=r"`mask_token` must be a token.*mask_token=None"):
+        masking_arguments(["a", "b"])
+    with pytest.raises(ValueError, match=r"`mask_token` must be a token.*mask_token='<m>'"):
+        masking_arguments(tokens, "<m>")
+
+
+def test_arguments_of_tokenizers_are_read():
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "<a>": 1, "##b": 2}))
+    tokenizer.add_special_tokens(["[UNK]", "[MASK]"])
+    tokenizer.add_tokens(["plain"])
+    assert masking_arguments(tokenizer, whole_words=True) == {
+        "vocabulary_size": 5,
+        "mask_token_id": 3,
+        "unselectable_token_ids": [0, 3],
+        "continuation_token_ids": [2],
+    }
+
+    transformers = pytest.importorskip("transformers")
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, mask_token="<a>", unk_token="[UNK]"
+    )
+    arguments = masking_arguments(wrapped)
+    assert arguments["mask_token_id"] == 1 and arguments["vocabulary_size"] == 5
+    assert {0, 1} <= set(arguments["unselectable_token_ids"])
+
+
+def test_arguments_of_sentencepiece_are_read():
+    sentencepiece = pytest.importorskip("sentencepiece")
+    processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model())
+    arguments = masking_arguments(processor)
+    assert arguments["vocabulary_size"] == processor.get_piece_size()
+    assert processor.id_to_piece(arguments["mask_token_id"]) == "<mask>"
+    protected = set(map(processor.id_to_piece, arguments["unselectable_token_ids"]))
+    assert {"<s>", "</s>", "UNK", "<mask>"} <= protected and "▁the" not in protected
+
+
+def test_arguments_of_keras_hub_are_read():
+    models = keras_hub().models
+    vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<mask>": 3, "a": 4, "Ġ": 5, "Ġa": 6, "b": 7}
+    assert masking_arguments(models.RobertaTokenizer(vocabulary, ["Ġ a"]), whole_words=True) == {
+        "vocabulary_size": 8,
+        "mask_token_id": 3,
+        "unselectable_token_ids": [0, 1, 2, 3],
+        "continuation_token_ids": [4, 7],
+    }
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused]", "a", "##b"]
+    assert masking_arguments(models.BertTokenizer(tokens), whole_words=True) == {
+        "vocabulary_size": 8,
+        "mask_token_id": 4,
+        "unselectable_token_ids": [0, 1, 2, 3, 4, 5],
+        "continuation_token_ids": [7],
+    }
