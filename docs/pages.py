@@ -86,8 +86,9 @@ def on_page_content(content, **_):
     """Formulas as MathML, which browsers draw without a script."""
 
     def mathml(match):
-        display = "inline" if match["tag"] == "span" else "block"
-        return convert(html.unescape(match["formula"]), display=display)
+        # The converter would slant a single letter.
+        formula = re.sub(r"\\mathrm\{(\w)\}", r"\\text{\1}", html.unescape(match["formula"]))
+        return convert(formula, display="inline" if match["tag"] == "span" else "block")
 
     return FORMULA.sub(mathml, content)
 
