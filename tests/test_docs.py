@@ -63,9 +63,10 @@ def small_model():
 
 
 def for_pipelines():
-    model, ids = small_model(), np.full((8, 128), 7, "int32")
+    ids = np.full((8, 128), 7, "int32")
     rows = tf.data.Dataset.from_tensor_slices(ids)
-    given = {"model": model, "masking": model.masking, "blocks": [ids, ids], "ids": ids, "epoch": 2}
+    given = {"model": small_model(), "blocks": [ids, ids], "ids": ids, "epoch": 2}
+    given["masking"] = DynamicMasking(30522, 0.15, mask_token_id=103, mask_selection_length=20)
     yield given | {"rows": rows.batch(4)}
     yield given
     yield given | {"rows": rows}

@@ -52,18 +52,22 @@ def test_they_hold_what_they_should(built):
     assert {name for name in tracked if name} - names <= {".gitignore"}
 
 
+USED = """
+import pathlib, runpy, sys
+import keras_dynmask
+masking = keras_dynmask.DynamicMasking(100, 0.5, mask_token_id=1, seed=0)
+print(pathlib.Path(keras_dynmask.__file__).parent.parent)
+print(int(masking([[7] * 8])["mask_weights"].numpy().sum()))
+sys.argv[1:] = ["--version"]
+runpy.run_path("bin/keras-dynmask", run_name="__main__")
+"""
+
+
 def test_the_wheel_is_enough(built, tmp_path):
     run("-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path, built[0])
-    code = (
-        "import keras_dynmask, pathlib;"
-        "print(pathlib.Path(keras_dynmask.__file__).parent.parent);"
-        "m = keras_dynmask.DynamicMasking(100, 0.5, mask_token_id=1, seed=0);"
-        "print(int(m([[7] * 8])['mask_weights'].numpy().sum()))"
-    )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    assert run("-c", code, cwd=tmp_path, env=environment).split() == [str(tmp_path), "4"]
-    version = run(tmp_path / "bin" / "keras-dynmask", "--version", cwd=tmp_path, env=environment)
-    assert importlib.metadata.version("keras-dynmask") in version
+    said = run("-c", USED, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    version = importlib.metadata.version("keras-dynmask")
+    assert said.splitlines() == [str(tmp_path), "4", f"keras-dynmask {version}"]
 
 
 def test_the_version_is_the_same_everywhere():
