@@ -56,8 +56,8 @@ def test_readme_examples(tmp_path, monkeypatch, capsys):
 
 
 def small_model():
-    encoder = TransformerEncoder(30522, 1, 2, 8, 16)
-    model = MaskedLanguageModel(encoder, DynamicMasking(30522, 0.15, mask_token_id=103, seed=0))
+    encoder = TransformerEncoder(100, 1, 2, 8, 16)
+    model = MaskedLanguageModel(encoder, DynamicMasking(100, 0.15, mask_token_id=3, seed=0))
     model.compile("sgd")
     return model
 
@@ -66,7 +66,7 @@ def for_pipelines():
     ids = np.full((8, 128), 7, "int32")
     rows = tf.data.Dataset.from_tensor_slices(ids)
     given = {"model": small_model(), "blocks": [ids, ids], "ids": ids, "epoch": 2}
-    given["masking"] = DynamicMasking(30522, 0.15, mask_token_id=103, mask_selection_length=20)
+    given["masking"] = DynamicMasking(100, 0.15, mask_token_id=3, mask_selection_length=20)
     yield given | {"rows": rows.batch(4)}
     yield given
     yield given | {"rows": rows}
@@ -104,7 +104,7 @@ def for_hugging_face():
     }
 
 
-SLOW = {"from_hugging_face.md", "from_kerashub.md", "pipelines.md"}
+SLOW = {"from_hugging_face.md", "from_kerashub.md"}  # import PyTorch, KerasHub
 GIVEN = {
     "pipelines.md": for_pipelines,
     "restarts.md": for_restarts,
@@ -126,11 +126,22 @@ WITH_CODE = [
 ]
 
 
+@pytest.fixture
+def eagerly():
+    """A few steps take less time than their tracing: KerasHub's page 9 s of CPU and not 24."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.filterwarnings("ignore:Even though .* this option does not apply to tf.data")
 # Backbones have a pooler, which learns nothing from masked tokens.
 @pytest.mark.filterwarnings("ignore:Gradients do not exist for variables .'pooled_dense")
 @pytest.mark.parametrize("page", WITH_CODE)
-def test_pages_run(page, tmp_path, monkeypatch):
+def test_pages_run(page, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
+    if page in SLOW:
+        request.getfixturevalue("eagerly")
     given = GIVEN.get(page, lambda: iter([]))()
     names = {"keras": keras, **NAMES}
     for number, block in enumerate(blocks(page, "python")):
