@@ -131,11 +131,11 @@ class DynamicMasking(keras.layers.Layer):
             them whole words are masked. See `continuation_ids`.
         selection_weights: None, or a number >= 0 for every id: units are drawn
             one after the other, without replacement, each in proportion to what it
-            weighs among those that are left (weights count from 2**-64 to 2**64). A longer
+            weighs among those that are left (weights count from `2**-64` to `2**64`). A longer
             unit weighs as much as its heaviest token; the last drawn is kept with
             probability room / length, so that the mean count is exact. With
             `exact_count=False` a unit of weight w is selected with probability
-            1 - (1 - rate)**w.
+            `1 - (1 - rate)**w`.
         random_token_weights: None for a uniform draw, or a number >= 0 for every id:
             random tokens are drawn in proportion (`np.bincount` of a corpus, say).
             Below 2**-23 of the total, a weight counts as that.

@@ -458,6 +458,9 @@ class MaskedLanguageModel(keras.Model):
         A model trained at one low rate has hardly seen rows that are mostly masked: train
         with `mask_selection_rate=(0.0, 1.0)` to generate much.
 
+        `temperature`, `top_k`, `top_p`, `order`, `revise`, `block_length` and
+        `forbidden_token_ids` are those of `keras_dynmask.sampling.Unmasking`.
+
         Args:
             inputs: integers `[length]` or `[batch, length]` in which the mask token stands
                 where something is to be generated; or a dict of `token_ids` and,
@@ -467,8 +470,6 @@ class MaskedLanguageModel(keras.Model):
             steps: int, how many predictions; None: as many as a row has positions to fill, one
                 at a time. Fewer are faster, and where the model wavers between answers
                 mix them up.
-            temperature, top_k, top_p, order, revise, block_length, forbidden_token_ids: see
-                `keras_dynmask.sampling.Unmasking`.
             outputs: int, how many for each row, side by side: those of the first row come first.
                 They differ where something is drawn: by a `temperature` above 0, or in
                 `order="random"`.

@@ -1,4 +1,4 @@
-"""Every example in the docstrings and in the README runs."""
+"""Every example in the docstrings, in the README and on the pages runs."""
 
 import ast
 import doctest
@@ -14,9 +14,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from elsewhere import on
 from keras import ops
 
 import keras_dynmask
+from keras_dynmask import DynamicMasking, MaskedLanguageModel, TransformerEncoder, text
 
 ROOT = Path(__file__).parent.parent
 MODULES = [module.name for module in pkgutil.iter_modules(keras_dynmask.__path__)]
@@ -50,6 +52,122 @@ def test_readme_examples(tmp_path, monkeypatch, capsys):
     assert "(32, 64) (32, 10) (32, 10) (32, 10)" in capsys.readouterr().out
 
 
+# Pages: what each takes for given, once, or for each of its blocks.
+
+
+def small_model():
+    encoder = TransformerEncoder(100, 1, 2, 8, 16)
+    model = MaskedLanguageModel(encoder, DynamicMasking(100, 0.15, mask_token_id=3, seed=0))
+    model.compile("sgd")
+    return model
+
+
+def for_pipelines():
+    ids = np.full((8, 128), 7, "int32")
+    rows = tf.data.Dataset.from_tensor_slices(ids)
+    given = {"model": small_model(), "blocks": [ids, ids], "ids": ids, "epoch": 2}
+    given["masking"] = DynamicMasking(100, 0.15, mask_token_id=3, mask_selection_length=20)
+    yield given | {"rows": rows.batch(4)}
+    yield given
+    yield given | {"rows": rows}
+    service = tf.data.experimental.service
+    dispatcher = service.DispatchServer()
+    worker = service.WorkerServer(
+        service.WorkerConfig(dispatcher_address=dispatcher.target.split("://")[1])
+    )
+    yield given | {"rows": rows.batch(4), "address": dispatcher.target}
+    yield given
+    worker._stop()
+
+
+def for_restarts():
+    def build():
+        model = small_model()
+        model.masking.step.assign(28)
+        return model
+
+    yield {"build": build, "token_ids": np.full((32, 8), 7), "directory": Path()}
+    yield {}
+
+
+def for_hugging_face():
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    texts = ["the quick fox", "the lazy dog jumped over the quick brown fox"] * 4
+    yield {
+        "tokenizer": transformers.PreTrainedTokenizerFast(
+            tokenizer_object=text.train_tokenizer(texts, 60),
+            **{f"{name[1:4].lower()}_token": name for name in text.SPECIAL_TOKENS[:3]},
+            mask_token=text.MASK,
+        ),
+        "texts": texts,
+    }
+
+
+SLOW = {"from_hugging_face.md", "from_kerashub.md"}  # import PyTorch, KerasHub
+GIVEN = {
+    "pipelines.md": for_pipelines,
+    "restarts.md": for_restarts,
+    "from_hugging_face.md": for_hugging_face,
+}
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+QUOTING = {"mathematics.md"}  # the package, indented: see test_mathematics.py
+# A process of its own: another backend, or a tf.data service, which outlives its test.
+ELSEWHERE = {"distributed.md": "jax", "pipelines.md": "tensorflow"}
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+WITH_CODE = [
+    pytest.param(page.name, marks=[pytest.mark.slow] if page.name in SLOW else [])
+    for page in PAGES
+    if page.name not in QUOTING | ELSEWHERE.keys() and "```py" in page.read_text()
+]
+
+
+@pytest.fixture
+def eagerly():
+    """A few steps take less time than their tracing: KerasHub's page 9 s of CPU and not 24."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.filterwarnings("ignore:Even though .* this option does not apply to tf.data")
+# Backbones have a pooler, which learns nothing from masked tokens.
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables .'pooled_dense")
+@pytest.mark.parametrize("page", WITH_CODE)
+def test_pages_run(page, tmp_path, monkeypatch, request):
+    monkeypatch.chdir(tmp_path)
+    if page in SLOW:
+        request.getfixturevalue("eagerly")
+    run_here(page)
+
+
+def run_here(page):
+    given = GIVEN.get(page, lambda: iter([]))()
+    names = {"keras": keras, **NAMES}
+    for number, block in enumerate(blocks(page, "python")):
+        names |= next(given, {})
+        file = Path(f"block_{number}.py")  # AutoGraph reads the source
+        file.write_text(block)
+        exec(compile(block, file.absolute(), "exec"), names)
+    assert next(given, None) is None
+    examples = "\n".join(blocks(page, "pycon"))
+    test = doctest.DocTestParser().get_doctest(examples, names, page, page, 0)
+    assert doctest.DocTestRunner().run(test).failed == 0
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "backend"), ELSEWHERE.items())
+def test_pages_run_elsewhere(page, backend, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert on(backend, run_here, page)
+
+
 def test_the_readme_names_every_file():
     readme = (ROOT / "README.md").read_text()
     for path in (ROOT / "keras_dynmask").glob("[a-z]*.py"):
@@ -66,7 +184,7 @@ def test_every_guarantee_names_tests_that_there_are():
             assert any(word in name for name in names), (file, word)
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_link_to_what_there_is(page):
     links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
     assert all((page.parent / link).exists() for link in links)
