@@ -12,11 +12,13 @@ from keras_dynmask.model import MaskedLanguageModel
 from keras_dynmask.pipeline import mask_dataset
 from keras_dynmask.sequences import apply_masking, generate_masking_sequence
 from keras_dynmask.vocabulary import continuation_ids, masking_arguments, word_begins, words_of
+from keras_dynmask.watching import MaskingTensorBoard
 
 __all__ = [
     "AdaptiveSelection",
     "DynamicMasking",
     "MaskedLanguageModel",
+    "MaskingTensorBoard",
     "TransformerEncoder",
     "apply_masking",
     "continuation_ids",

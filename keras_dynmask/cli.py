@@ -64,8 +64,10 @@ def main(argv=None):
     return 0
 
 
-def pretrain(output, resume, recipe=None, **options):
+def pretrain(output, resume, tensorboard, recipe=None, **options):
     need_extra("text", "tokenizers", "matplotlib")
+    if tensorboard:
+        need_extra("tensorboard", "tensorflow", "tensorboard")
     from keras_dynmask import training
     from keras_dynmask.filling import fill_mask
 
@@ -88,6 +90,7 @@ def pretrain(output, resume, recipe=None, **options):
             resume=resume,
             announce=functools.partial(print, flush=True),  # through a pipe, too
             live=sys.stdout is not None and sys.stdout.isatty(),
+            tensorboard=tensorboard,
         )
     except KeyboardInterrupt:
         print(f"\nGo on with: keras-dynmask pretrain --resume --output {output}", file=sys.stderr)
@@ -240,6 +243,8 @@ def _parser():
     )
     sub.add_argument("--output", default="pretrained", help="directory to make (%(default)s)")
     sub.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    which = "directory for metrics and masked rows: tensorboard --logdir DIR"
+    sub.add_argument("--tensorboard", metavar="DIR", help=which)
     which = f"{', '.join(RECIPES)}: where the options below begin (mlm; of pairs seq2seq)"
     sub.add_argument("--recipe", choices=RECIPES, metavar="NAME", help=which)
     recipe = sub.add_argument_group("recipe", argument_default=argparse.SUPPRESS)

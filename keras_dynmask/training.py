@@ -8,7 +8,6 @@ import math
 import os
 import pathlib
 import shutil
-import time
 
 import keras
 import numpy as np
@@ -19,6 +18,7 @@ from keras_dynmask.filling import masked_example
 from keras_dynmask.inputs import as_features
 from keras_dynmask.model import MaskedLanguageModel
 from keras_dynmask.recipes import Recipe
+from keras_dynmask.watching import MaskingTensorBoard, Progress
 
 ROW_FILES = "rows.npy", "held_out_rows.npy"  # to train on, and to judge by
 
@@ -105,43 +105,6 @@ class Checkpoint(keras.callbacks.Callback):
             self.model.save(path)
 
 
-class Progress(keras.callbacks.Callback):
-    """A line per epoch; on a terminal it grows with the steps.
-
-    Args:
-        announce: function of a string.
-        unigram_loss: float, the baseline to show beside the held-out loss.
-        live: bool, whether to redraw the line at each step.
-    """
-
-    def __init__(self, announce, unigram_loss, live):
-        super().__init__()
-        self.announce = announce
-        self.unigram_loss = unigram_loss
-        self.live = live
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.began = time.monotonic()
-        self.title = f"epoch {epoch + 1:3}/{self.params['epochs']}"
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.live:
-            done = (batch + 1) / self.params["steps"]
-            bar = "#" * round(20 * done)
-            print(f"\r{self.title}  [{bar:20}]  loss {logs['masked_loss']:.3f}", end="", flush=True)
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.announce(
-            f"{self._clear()}{self.title}  loss {logs['masked_loss']:.3f}"
-            f"  held out {logs['val_masked_loss']:.3f} (by frequency {self.unigram_loss:.3f})"
-            f"  accuracy {logs['val_masked_accuracy']:.1%}"
-            f"  {time.monotonic() - self.began:.1f} s"
-        )
-
-    def _clear(self):
-        return "\r" + " " * 60 + "\r" if self.live else ""
-
-
 def partial_directory(output):
     """Where a run works until it is finished, and `output` is there.
 
@@ -164,7 +127,9 @@ def require_free(output):
     )
 
 
-def train(recipe, output, *, resume=False, announce=lambda message: None, live=False):
+def train(
+    recipe, output, *, resume=False, announce=lambda message: None, live=False, tensorboard=None
+):
     """Runs a recipe and leaves everything it made in a directory.
 
     Works in `output` + ".partial", which an interrupted run leaves behind and
@@ -179,6 +144,7 @@ def train(recipe, output, *, resume=False, announce=lambda message: None, live=F
         resume: bool, go on with an interrupted run.
         announce: function of a string, such as `print`, told how the run goes.
         live: bool, whether to draw a progress bar on the terminal, too.
+        tensorboard: a directory for what TensorBoard shows, or None.
 
     Returns:
         A dict: the held-out `masked_loss`, `masked_accuracy` and `perplexity`;
@@ -206,7 +172,7 @@ def train(recipe, output, *, resume=False, announce=lambda message: None, live=F
         )
         prepare(recipe, partial, announce)
     with locked(partial):
-        return _train(recipe, partial, output, announce, live)
+        return _train(recipe, partial, output, announce, live, tensorboard)
 
 
 def prepare(recipe, partial, announce=lambda message: None):
@@ -319,7 +285,7 @@ def _file_of(directory, name):
     return path
 
 
-def _train(recipe, partial, output, announce, live):
+def _train(recipe, partial, output, announce, live, tensorboard):
     tokenizer = text.load_tokenizer(partial / "tokenizer.json")
     vocabulary_size = tokenizer.get_vocab_size()
     rows, held_out_rows = (
@@ -354,6 +320,15 @@ def _train(recipe, partial, output, announce, live):
         pairs.with_target(each, recipe.target_length) if recipe.pairs else {"token_ids": each}
         for each in (rows, held_out_rows)
     )
+    tokens_per_step = len(rows[: recipe.batch_size]) * np.mean(
+        np.count_nonzero(rows[:10_000] != tokenizer.token_to_id(text.PADDING), axis=1)
+    )
+    callbacks = [
+        Checkpoint(partial, history),
+        Progress(announce, unigram_loss, tokens_per_step, live),
+    ]
+    if tensorboard is not None:
+        callbacks.append(_tensorboard(tensorboard, recipe, tokenizer, data))
     if recipe.masking == "static":
         data = masked_once(model.masking, data, recipe.static_copies)
     model.fit(
@@ -361,7 +336,7 @@ def _train(recipe, partial, output, announce, live):
         validation_data=Rows(held_out, recipe.batch_size),
         epochs=recipe.epochs,
         initial_epoch=epoch,
-        callbacks=[Checkpoint(partial, history), Progress(announce, unigram_loss, live)],
+        callbacks=callbacks,
         verbose=0,
         shuffle=False,
     )
@@ -381,6 +356,14 @@ def _train(recipe, partial, output, announce, live):
     for leftover in ("checkpoint.keras", *ROW_FILES, "lock"):
         (output / leftover).unlink(missing_ok=True)
     return report
+
+
+def _tensorboard(directory, recipe, tokenizer, data):
+    if recipe.masking == "static":  # there are no masks to come
+        return keras.callbacks.TensorBoard(str(directory))
+    words = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
+    first = keras.tree.map_structure(lambda array: np.asarray(array[:64]), data)
+    return MaskingTensorBoard(first, words, log_dir=str(directory))
 
 
 REPORTED = ("masked_loss", "masked_accuracy", "perplexity")

@@ -45,10 +45,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     (folder / "corpus.txt").write_text(words(6000))
     output = folder / "run"
-    assert (
-        cli.main(["pretrain", "--corpus", str(folder / "*.txt"), "--output", str(output), *SMALL])
-        == 0
-    )
+    where = ["--output", str(output), "--tensorboard", str(folder / "logs")]
+    assert cli.main(["pretrain", "--corpus", str(folder / "*.txt"), *where, *SMALL]) == 0
     return output
 
 
@@ -74,6 +72,8 @@ def test_pretrain_leaves_everything(trained):
     assert report["masked_loss"] == pytest.approx(float(history[-1]["val_masked_loss"]))
     assert "[MASK]" in report["example"]
     assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
+    (events,) = (trained.parent / "logs" / "train").iterdir()
+    assert events.read_bytes().count(b"`[MASK]` hidden") == 3  # epochs
 
 
 def test_the_saved_model_agrees_with_the_keras_model(trained):
