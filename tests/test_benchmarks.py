@@ -1,6 +1,6 @@
 """The comparison with the peers tells good masks from bad ones, and is what the README shows."""
 
-import importlib.util
+import importlib
 import random
 import re
 import subprocess
@@ -20,10 +20,7 @@ PROGRAM = ROOT / "benchmarks" / "same_questions.py"
 @pytest.fixture(scope="module")
 def questions():
     """The program as a module."""
-    spec = importlib.util.spec_from_file_location("same_questions", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("same_questions")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Noise is a published generator, well mixed along every axis, and the same everywhere."""
 
 import hashlib
-import importlib.util
+import importlib
 import pathlib
 import re
 import shutil
@@ -370,11 +370,7 @@ def test_the_page_on_noise_shows_its_vectors():
 @pytest.fixture(scope="module")
 def battery():
     """The program as a module."""
-    path = ROOT / "benchmarks" / "noise_battery.py"
-    spec = importlib.util.spec_from_file_location("noise_battery", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("noise_battery")
 
 
 def test_the_battery_tests_this_noise(battery, monkeypatch):
