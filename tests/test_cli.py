@@ -366,8 +366,9 @@ def test_every_short_benchmark_is_there():
 
 
 def shown_commands():
-    readme = pathlib.Path(cli.__file__).parents[1] / "README.md"
-    for line in (readme.read_text() + cli.EXAMPLES).splitlines():
+    root = pathlib.Path(cli.__file__).parents[1]
+    pages = [path.read_text() for path in (root / "README.md", *root.glob("docs/*.md"))]
+    for line in "\n".join([*pages, cli.EXAMPLES]).splitlines():
         if line.strip().startswith("keras-dynmask "):
             yield re.split(r" {2,}", line.strip())[0]
 

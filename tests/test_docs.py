@@ -104,8 +104,20 @@ def for_hugging_face():
     }
 
 
+def for_the_first_ten_minutes():
+    tokenizer = text.train_tokenizer(["a mask is a function of the seed and the step"] * 4, 60)
+    size, mask = tokenizer.get_vocab_size(), tokenizer.token_to_id(text.MASK)
+    model = MaskedLanguageModel(
+        TransformerEncoder(size, 1, 2, 8, 16), DynamicMasking(size, 0.15, mask_token_id=mask)
+    )
+    model.export("mine/saved_model")
+    tokenizer.save("mine/tokenizer.json")
+    yield {}
+
+
 SLOW = {"from_hugging_face.md", "from_kerashub.md"}  # import PyTorch, KerasHub
 GIVEN = {
+    "first_ten_minutes.md": for_the_first_ten_minutes,
     "pipelines.md": for_pipelines,
     "restarts.md": for_restarts,
     "from_hugging_face.md": for_hugging_face,
