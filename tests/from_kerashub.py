@@ -5,7 +5,8 @@ import io
 
 import pytest
 
-keras_hub = pytest.importorskip("keras_hub")
+# What the page compares with. Older Keras has older ones, with other ways in eager mode.
+keras_hub = pytest.importorskip("keras_hub", minversion="0.32")
 sentencepiece = pytest.importorskip("sentencepiece")
 models = keras_hub.models
 
