@@ -11,7 +11,8 @@ from from_kerashub import TEXT, TOKENIZERS, VOCABULARY, backbone, models, tokeni
 from keras_dynmask import DynamicMasking, MaskedLanguageModel, mask_dataset
 from keras_dynmask.vocabulary import masking_arguments
 
-# A few steps take less time than their tracing: this file 60 s of CPU eagerly, and 130 in graphs.
+# A few steps take less time than their tracing: to train BERT with ids and with a dict and to
+# evaluate it took 10 s of CPU in graphs, and 1 eagerly.
 pytestmark = [
     pytest.mark.usefixtures("eagerly"),
     pytest.mark.filterwarnings("ignore:Even though .* this option does not apply to tf.data"),
