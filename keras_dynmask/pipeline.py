@@ -33,7 +33,8 @@ def mask_dataset(dataset, masking, epochs=None, initial_epoch=0, *, padding_toke
         epochs: int or None, see above.
         initial_epoch: int, the first epoch to give; needs `epochs`.
         padding_token_id: int, what is not real, where an element brings no
-            `padding_mask`.
+            `padding_mask`; or None for none at all, which models like KerasHub's f-net
+            want: they take no such input.
 
     Returns:
         A dataset of the same kind, of `(x, y, sample_weight)`, as KerasHub's `MaskedLM`
@@ -83,8 +84,9 @@ def mask_dataset(dataset, masking, epochs=None, initial_epoch=0, *, padding_toke
 def _labelled(masked, element, padding_token_id):
     """`(x, y, sample_weight)`."""
     y, sample_weight = masked.pop("mask_ids"), masked.pop("mask_weights")
-    original = element["token_ids"] if isinstance(element, dict) else element
-    masked.setdefault("padding_mask", original != padding_token_id)
+    if padding_token_id is not None:
+        original = element["token_ids"] if isinstance(element, dict) else element
+        masked.setdefault("padding_mask", original != padding_token_id)
     return masked, y, sample_weight
 
 

@@ -25,7 +25,7 @@ SPACES = {"▁": "▁ \n\r\t", "Ġ": "ĠĊčĉ"}  # the second as byte-level BPE
 WORD_ENDS = ("</w>", "@@", "▁")
 
 MASKS = ("[MASK]", "<mask>", "<|mask|>")
-NAMED = re.compile(r"<\|?\w+\|?>|\[\w+\]")  # what a special token is called, where nobody says
+NAMED = re.compile(r"</?\|?\w+\|?>|\[/?\w+\]")  # what a special token is called, if nobody says
 SPECIAL = re.compile(r"<.*>|\[.*\]", re.DOTALL)  # <s>, [MASK], <|endoftext|>
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -63,7 +63,7 @@ def masking_arguments(tokenizer, mask_token=None, whole_words=False):
 
     Args:
         tokenizer: as in `continuation_ids`. In a bare list or dict, special tokens are those
-            that are written `[NAME]`, `<name>` or `<|name|>`.
+            that are written `[NAME]`, `<name>`, `</name>` or `<|name|>`.
         mask_token: str, or None for the one that the tokenizer names, or else "[MASK]",
             "<mask>" or "<|mask|>".
         whole_words: bool, whether the ids of pieces that continue a word are among them.
@@ -321,7 +321,7 @@ def _special_ids(tokenizer, pieces):
     names = (token for token, _ in pieces if NAMED.fullmatch(token) and not BYTE.fullmatch(token))
     ids = dict(pieces)
     # Of a model of KerasHub's, which counts [UNK] and [unused7] as words.
-    own = tokenizer.special_token_ids if hasattr(tokenizer, "_special_token_attrs") else []
+    own = getattr(tokenizer, "special_token_ids", ())
     return [*own, *(ids[name] for name in names)]
 
 

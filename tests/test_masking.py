@@ -453,68 +453,6 @@ def test_a_pair_draws_one_rate_for_each_row():
     assert set(hidden(layer(mask_selection_rate=(0.3, 0.3))(ids)).sum(axis=1)) == {30}
 
 
-# KerasHub's users change one import: its own test cases
-
-
-def keras_hub_style(rate, **settings):
-    return DynamicMasking(**{
-        "vocabulary_size": 6, "mask_selection_rate": rate, "mask_token_id": 0,
-        "mask_token_rate": 1, "random_token_rate": 0, "unselectable_token_ids": [],
-    } | settings)  # fmt: skip
-
-
-def test_ragged_rows_at_rate_one_are_hidden_whole():
-    outputs = keras_hub_style(1, mask_selection_length=4)([[5, 3, 2], [1, 2, 3, 4]])
-    assert outputs["token_ids"].to_list() == [[0, 0, 0], [0, 0, 0, 0]]
-    assert outputs["mask_positions"].numpy().tolist() == [[0, 1, 2, 0], [0, 1, 2, 3]]
-    assert outputs["mask_ids"].numpy().tolist() == [[5, 3, 2, 0], [1, 2, 3, 4]]
-    assert outputs["mask_weights"].numpy().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-
-
-def test_rate_one_without_a_length_gives_dense_targets():
-    outputs = keras_hub_style(1)([[5, 3, 2], [1, 2, 3, 4]])
-    assert outputs["mask_ids"].to_list() == [[5, 3, 2], [1, 2, 3, 4]]
-    assert outputs["mask_weights"].to_list() == [[1, 1, 1], [1, 1, 1, 1]]
-    assert "mask_positions" not in outputs
-
-
-def test_never_more_than_the_length_are_selected():
-    outputs = keras_hub_style(1, mask_selection_length=2)([[5, 3, 2, 4], [1, 2, 3, 4]])
-    assert (outputs["mask_weights"].numpy() == 1).all()
-    assert (outputs["token_ids"].numpy() == 0).sum(axis=1).tolist() == [2, 2]
-
-
-def test_an_unbatched_row_gives_unbatched_targets():
-    outputs = keras_hub_style(1, mask_selection_length=5)([5, 3, 2])
-    assert outputs["token_ids"].numpy().tolist() == [0, 0, 0]
-    assert outputs["mask_positions"].numpy().tolist() == [0, 1, 2, 0, 0]
-    assert outputs["mask_ids"].numpy().tolist() == [5, 3, 2, 0, 0]
-    assert outputs["mask_weights"].numpy().tolist() == [1, 1, 1, 0, 0]
-
-
-def test_rate_zero_changes_nothing():
-    outputs = keras_hub_style(0, mask_selection_length=2)([[5, 3, 2], [1, 2, 3]])
-    assert outputs["token_ids"].numpy().tolist() == [[5, 3, 2], [1, 2, 3]]
-    assert not outputs["mask_weights"].numpy().any()
-
-
-def test_protected_rows_are_left_alone():
-    masking = keras_hub_style(1, mask_selection_length=3, unselectable_token_ids=[1, 2])
-    outputs = masking([[1, 2, 1], [1, 3, 2]])
-    assert outputs["token_ids"].numpy().tolist() == [[1, 2, 1], [1, 0, 2]]
-    assert outputs["mask_weights"].numpy().tolist() == [[0, 0, 0], [1, 0, 0]]
-
-
-@pytest.mark.parametrize("ragged", [True, False])
-def test_datasets_are_masked_like_keras_hub(ragged):
-    rows = [[5, 3, 2], [1, 2, 3, 4]] if ragged else [[5, 3, 2, 1], [1, 2, 3, 4]]
-    ids = tf.ragged.constant(rows) if ragged else tf.constant(rows)
-    dataset = tf.data.Dataset.from_tensor_slices(ids).batch(2)
-    outputs = next(iter(dataset.map(keras_hub_style(1, mask_selection_length=4))))
-    assert not tf.reduce_any(outputs["token_ids"] != 0).numpy().any()
-    assert outputs["mask_positions"].shape == (2, 4)
-
-
 # Errors: the argument, what was expected, what was received
 
 

@@ -538,20 +538,23 @@ def test_arguments_of_a_list_go_by_the_names_of_its_tokens():
         "[MASK]",
         "<|im_end|>",
         "[unused7]",
+        "</s>",
+        "[/INST]",
         "<0x0A>",
         "[]",
         "[a",
         "<b",
+        "</",
         "a",
         "##b",
     ]
     assert masking_arguments(tokens) == {
-        "vocabulary_size": 11,
+        "vocabulary_size": 14,
         "mask_token_id": 2,
-        "unselectable_token_ids": [0, 1, 2, 3, 4],
+        "unselectable_token_ids": [0, 1, 2, 3, 4, 5, 6],
     }
     with_words = masking_arguments(tokens, whole_words=True)
-    assert with_words == {**masking_arguments(tokens), "continuation_token_ids": [10]}
+    assert with_words == {**masking_arguments(tokens), "continuation_token_ids": [13]}
     assert masking_arguments({"a": 7, "b": 3}, "b") == {
         "vocabulary_size": 8,
         "mask_token_id": 3,
@@ -592,6 +595,20 @@ def test_arguments_of_sentencepiece_are_read():
     assert processor.id_to_piece(arguments["mask_token_id"]) == "<mask>"
     protected = set(map(processor.id_to_piece, arguments["unselectable_token_ids"]))
     assert {"<s>", "</s>", "UNK", "<mask>"} <= protected and "▁the" not in protected
+
+
+class LikeXLMRoberta:
+    """What KerasHub's tokenizers offer of this, under names that say nothing."""
+
+    mask_token_id = 3
+    special_token_ids = [0, 2]
+
+    def get_vocabulary(self):
+        return ["BEGIN", "a", "END", "MASK"]
+
+
+def test_special_ids_are_those_that_the_tokenizer_says():
+    assert masking_arguments(LikeXLMRoberta())["unselectable_token_ids"] == [0, 2, 3]
 
 
 def test_arguments_of_keras_hub_are_read():
