@@ -1,11 +1,11 @@
 """What PyTorch loops and Hugging Face's models take: labels of -100, and batches of rows.
 
-    collator = MaskingCollator(masking, tokenizer.pad_token_id)
-    loader = torch.utils.data.DataLoader(rows, batch_size=32, shuffle=True, collate_fn=collator)
-    for epoch in range(3):
-        collator.set_epoch(epoch)
-        for batch in loader:
-            model(**batch).loss.backward()
+collator = MaskingCollator(masking, tokenizer.pad_token_id)
+loader = torch.utils.data.DataLoader(rows, batch_size=32, shuffle=True, collate_fn=collator)
+for epoch in range(3):
+    collator.set_epoch(epoch)
+    for batch in loader:
+        model(**batch).loss.backward()
 """
 
 import inspect
@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_dynmask.arrays import numpy_in_force, ops, ops_of
 from keras_dynmask.errors import need_extra, require, whole
-from keras_dynmask.inputs import PER_POSITION
+from keras_dynmask.inputs import PER_POSITION, check_ids
 from keras_dynmask.vocabulary import word_begins
 
 IGNORED = -100  # what PyTorch's and Hugging Face's losses leave out
@@ -159,7 +159,7 @@ class MaskingCollator:
 
         class Epochs(TrainerCallback):
             def on_train_begin(self, args, state, control, **kwargs):
-                self.epoch = int(state.epoch)  # 1.5 in the midst of the second
+                self.epoch = int(state.epoch or 0)  # 1.5 in the midst of the second
 
             def on_epoch_begin(self, args, state, control, **kwargs):
                 collator.set_epoch(self.epoch)
@@ -236,6 +236,7 @@ class MaskingCollator:
 
     def _identities(self, features):
         """A number for each row, of its own tokens: int64 `[batch]`."""
+        check_ids(features["token_ids"], self.masking.vocabulary_size)
         with numpy_in_force():
             low, high = self.masking.content(features)
         return (low.astype("uint32") | high.astype("int64") << 32)[:, 0]
