@@ -43,9 +43,9 @@ def ignore_index_labels(masked, ignore_index=IGNORED):
     >>> masking = DynamicMasking(100, 0.5, mask_token_id=1, mask_selection_length=3, seed=7)
     >>> masked = masking.mask_arrays([[11, 12, 13, 14]])
     >>> masked["mask_positions"].tolist(), masked["mask_ids"].tolist()
-    ([[1, 3, 0]], [[12, 14, 0]])
+    ([[2, 3, 0]], [[13, 14, 0]])
     >>> ignore_index_labels(masked).tolist()
-    [[-100, 12, -100, 14]]
+    [[-100, -100, 13, 14]]
     """
     ids = masked["mask_ids"]
     with numpy_in_force() if isinstance(ids, np.ndarray) else ops_of(ids):
@@ -113,7 +113,9 @@ class MaskingCollator:
     >>> collator.set_epoch(0)
     >>> batch = collator([{"input_ids": [11, 12, 13, 14]}, {"input_ids": [15, 16]}])
     >>> batch["input_ids"].tolist()
+    [[1, 12, 13, 1], [15, 1, 0, 0]]
     >>> batch["labels"].tolist()
+    [[11, -100, -100, 14], [-100, 16, -100, -100]]
     """
 
     def __init__(self, masking, pad_token_id, pad_to_multiple_of=None):
