@@ -20,7 +20,6 @@ from keras_dynmask.inputs import PER_POSITION, check_ids
 from keras_dynmask.vocabulary import word_begins
 
 IGNORED = -100  # what PyTorch's and Hugging Face's losses leave out
-FILLINGS = {"labels": IGNORED, "special_tokens_mask": 1, "word_ids": -1}  # else 0
 NOT_SAID = -1  # the epoch, before anybody does
 
 
@@ -201,7 +200,6 @@ class MaskingCollator:
             The example with `input_ids` as shown and `labels`, as lists.
         """
         _, features = self._batch([example])
-        features.pop("row_ids", None)
         with numpy_in_force():
             masked = self.masking.mask_fixed(features)
         length = len(example["input_ids"])
@@ -221,7 +219,7 @@ class MaskingCollator:
         if "attention_mask" not in names:
             real = [{"attention_mask": np.ones(number, "int64")} for number in lengths]
             examples = [{**example, **each} for example, each in zip(examples, real, strict=True)]
-        fillings = {**FILLINGS, "input_ids": self.pad_token_id}
+        fillings = {"input_ids": self.pad_token_id, "labels": IGNORED}
         batch = {
             name: _joined(name, [each[name] for each in examples], lengths, length, fillings)
             for name in examples[0]

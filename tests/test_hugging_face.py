@@ -110,8 +110,8 @@ WEIGHTS = [RANDOM.random(len(row)).tolist() for row in ROWS]
         ({}, {"special_tokens_mask": SPECIAL}, {"selectable": padded(SPECIAL, 1) == 0}),
         (
             {},
-            {"special_tokens_mask": SPECIAL, "selectable": [[1] * len(row) for row in ROWS]},
-            {"selectable": padded(SPECIAL, 1) == 0},
+            {"special_tokens_mask": SPECIAL, "selectable": [[w > 0.3 for w in r] for r in WEIGHTS]},
+            {"selectable": (padded(SPECIAL, 1) == 0) & (padded(WEIGHTS) > 0.3)},
         ),
         ({}, {"selection_weights": WEIGHTS}, {"selection_weights": padded(WEIGHTS)}),
     ],
@@ -292,7 +292,9 @@ def seen_by_loaders():
     for rank, half in enumerate(halves):
         for epoch in range(2):
             together[epoch][rank::2] = half[epoch]
+    pickled = pickle.loads(pickle.dumps(collator))  # as workers take it that are not forked
     return {
+        "pickled": masks_of(pickled(examples)) == expected[1],
         "two workers": list(epochs(num_workers=2)) == expected,
         "persistent workers": list(epochs(num_workers=2, persistent_workers=True)) == expected,
         "two processes": together == expected,
