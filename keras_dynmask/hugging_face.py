@@ -1,11 +1,13 @@
 """What PyTorch loops and Hugging Face's models take: labels of -100, and batches of rows.
 
-collator = MaskingCollator(masking, tokenizer.pad_token_id)
-loader = torch.utils.data.DataLoader(rows, batch_size=32, shuffle=True, collate_fn=collator)
-for epoch in range(3):
-    collator.set_epoch(epoch)
-    for batch in loader:
-        model(**batch).loss.backward()
+In a loop of one's own:
+
+    collator = MaskingCollator(masking, tokenizer.pad_token_id)
+    loader = torch.utils.data.DataLoader(rows, batch_size=32, shuffle=True, collate_fn=collator)
+    for epoch in range(3):
+        collator.set_epoch(epoch)
+        for batch in loader:
+            model(**batch).loss.backward()
 """
 
 import inspect

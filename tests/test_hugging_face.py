@@ -366,10 +366,39 @@ def seen_by_trainer(directory):
     }
 
 
+def seen_by_streams():
+    """Whether each kind of `datasets` gives the masks of a list."""
+    import datasets
+
+    collator, rows = MaskingCollator(layer(), 0), datasets.Dataset.from_list(numbered())
+    collator.set_epoch(3)
+    stream = rows.to_iterable_dataset(num_shards=2).shuffle(seed=1, buffer_size=4)
+    expected = sorted(map(str, masks_of(collated(numbered()))))
+
+    def as_expected(rows, workers):
+        arguments = {"collate_fn": collator, "num_workers": workers}
+        loader = torch.utils.data.DataLoader(rows, 3, **arguments)
+        return sorted(str(mask) for batch in loader for mask in masks_of(batch)) == expected
+
+    return {
+        "rows": as_expected(rows, 0),
+        "a stream": as_expected(stream, 0),
+        "a stream in two workers": as_expected(stream, 2),
+    }
+
+
+def labels_in_tensors():
+    """Whether labels of this backend's tensors are those of arrays."""
+    masking, ids = layer(mask_selection_length=12), padded(ROWS)
+    found = ignore_index_labels(masking(ids, step=3))
+    expected = ignore_index_labels(masking.mask_arrays(ids, step=3))
+    return torch.is_tensor(found) and found.tolist() == expected.tolist()
+
+
 def seen_without_tensorflow(directory):
-    seen = {"loaders": seen_by_loaders()}
-    if importlib.util.find_spec("accelerate") and importlib.util.find_spec("transformers"):
-        seen["trainer"] = seen_by_trainer(directory)
+    seen = {"loaders": seen_by_loaders(), "labels": {"": labels_in_tensors()}}
+    if all(map(importlib.util.find_spec, ("accelerate", "datasets", "transformers"))):
+        seen |= {"streams": seen_by_streams(), "trainer": seen_by_trainer(directory)}
     return seen | {"no TensorFlow": {"": "tensorflow" not in sys.modules}}
 
 
@@ -381,4 +410,4 @@ def test_masks_under_loaders_and_trainer(tmp_path):
     ]
     assert wrong == []
     if "trainer" not in seen:
-        pytest.skip("accelerate and transformers are not installed: Trainer was not run")
+        pytest.skip("accelerate, datasets or transformers is not installed: no Trainer was run")
