@@ -7,6 +7,7 @@ with quiet_start():
 
 from keras_dynmask.adaptive import AdaptiveSelection
 from keras_dynmask.encoder import TransformerEncoder
+from keras_dynmask.hugging_face import MaskingCollator, ignore_index_labels
 from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.model import MaskedLanguageModel
 from keras_dynmask.pipeline import mask_dataset
@@ -18,11 +19,13 @@ __all__ = [
     "AdaptiveSelection",
     "DynamicMasking",
     "MaskedLanguageModel",
+    "MaskingCollator",
     "MaskingTensorBoard",
     "TransformerEncoder",
     "apply_masking",
     "continuation_ids",
     "generate_masking_sequence",
+    "ignore_index_labels",
     "mask_dataset",
     "masking_arguments",
     "word_begins",

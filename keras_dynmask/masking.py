@@ -407,10 +407,11 @@ class DynamicMasking(keras.layers.Layer):
     def compute_mask(self, inputs, previous_mask=None):
         return None  # Keras' own mask is about padding: `padding_mask` says it
 
-    def mask(self, inputs, step=None, selection_length=None):
+    def mask(self, inputs, step=None, selection_length=None, replica=None):
         """The call in training, on a dict of tensors `[batch, length]`.
 
-        `selection_length` stands in for the constructor's `mask_selection_length`.
+        `selection_length` stands in for the constructor's `mask_selection_length`, `replica`
+        for the number of the replica that calls.
         """
         moment = self._next_step(inputs["token_ids"]) if step is None else step
         # Parallel calls race for the counter: they may read the same step, but they do not
@@ -422,10 +423,11 @@ class DynamicMasking(keras.layers.Layer):
             rows = inputs.get("row_ids", ops.arange(batch, dtype="int32"))
             keys = noise.row_keys(self.seed, (moment, replica), noise.words(rows))
             if races:
-                keys = noise.threefry(keys, self._content(inputs))
+                keys = noise.threefry(keys, self.content(inputs))
             return self._mask(inputs, keys, moment, True, self._capacity(selection_length))
 
-        return self._compiled(freshly, inputs, moment, replica_id())
+        replica = replica_id() if replica is None else replica
+        return self._compiled(freshly, inputs, moment, replica)
 
     def mask_fixed(self, inputs, selection_length=None):
         """Masks as a model's `evaluate` does: by the seed and the row's own content.
@@ -440,7 +442,7 @@ class DynamicMasking(keras.layers.Layer):
         """
 
         def fixed(tensors):
-            keys = noise.row_keys(self.seed, noise.TIMELESS, self._content(tensors))
+            keys = noise.row_keys(self.seed, noise.TIMELESS, self.content(tensors))
             return self._mask(tensors, keys, 0, False, self._capacity(selection_length))
 
         return self._on_tensors(as_features(inputs), lambda tensors: self._compiled(fixed, tensors))
@@ -456,7 +458,7 @@ class DynamicMasking(keras.layers.Layer):
     def _capacity(self, selection_length):
         return self.mask_selection_length if selection_length is None else selection_length
 
-    def mask_arrays(self, inputs, training=True, step=0):
+    def mask_arrays(self, inputs, training=True, step=0, replica=None):
         """The call on NumPy arrays, in NumPy: the same bits, without the backend's help.
 
         For input pipelines whose workers know no framework (Grain, a PyTorch
@@ -466,6 +468,9 @@ class DynamicMasking(keras.layers.Layer):
             inputs: as in a call; arrays or lists.
             training: bool.
             step: int.
+            replica: int or None for the number of the process, which PyTorch's workers know
+                or not, as they were started. Say 0 where `row_ids` say all: then any process
+                masks a row alike.
 
         Returns:
             As a call, in arrays.
@@ -482,10 +487,13 @@ class DynamicMasking(keras.layers.Layer):
         True
         """
         training, step = flag("training", training), whole("step", step, 0)
+        replica = _unless_none(whole, "replica", replica, 0)
+
+        def call(arrays):
+            return self.mask(arrays, step, replica=replica) if training else self._untouched(arrays)
+
         with numpy_in_force():
-            return self._on_tensors(
-                as_features(inputs), lambda arrays: self.call(arrays, training, step)
-            )
+            return self._on_tensors(as_features(inputs), call)
 
     def _next_step(self, ids):
         """The step; and the counter moves on."""
@@ -727,7 +735,9 @@ class DynamicMasking(keras.layers.Layer):
         protected = ops.take(self._protected, ops.cast(inputs["token_ids"], "int32"))
         return ~protected & ops.cast(inputs.get("padding_mask", True), "bool")
 
-    def _content(self, inputs):
+    def content(self, inputs):
+        """What a row's own tokens say of it: two int32 words `[batch, 1]`, for a dict of
+        tensors. Padding and protected ids leave no trace."""
         ids = ops.cast(inputs["token_ids"], "int32")
         return noise.content_words(ids, self._is_token(inputs))
 

@@ -15,6 +15,7 @@ from keras_dynmask import (
     DynamicMasking,
     MaskedLanguageModel,
     TransformerEncoder,
+    ignore_index_labels,
     mask_dataset,
 )
 
@@ -35,15 +36,21 @@ def md5(*arrays):
 # One layer, three kinds of arrays.
 
 
+def labelled(masked):
+    return masked | {"labels": ignore_index_labels(masked)}
+
+
 def in_keras(masking, inputs):
-    return masking(inputs, step=5)
+    return labelled(masking(inputs, step=5))
 
 
 def in_tf_data(masking, inputs):
     import tensorflow as tf
 
-    dataset = tf.data.Dataset.from_tensors(inputs)
-    return next(iter(dataset.map(lambda inputs: masking(inputs, step=tf.constant(5, "int64")))))
+    def mask(inputs):
+        return labelled(masking(inputs, step=tf.constant(5, "int64")))
+
+    return next(iter(tf.data.Dataset.from_tensors(inputs).map(mask)))
 
 
 def differ_from_numpy(mask, settings):
@@ -58,7 +65,7 @@ def differ_from_numpy(mask, settings):
         if masking.selection_weights is not None:
             inputs["selection_weights"] = (IDS % 7 + 0.25).astype("float32")
         masked = mask(masking, inputs)
-        for name, expected in masking.mask_arrays(inputs, step=5).items():
+        for name, expected in labelled(masking.mask_arrays(inputs, step=5)).items():
             array = ops.convert_to_numpy(masked[name])
             if array.dtype != expected.dtype or not np.array_equal(array, expected):
                 differing.append([str(setting), name])

@@ -28,6 +28,8 @@ NAMES = {"np": np, "tf": tf, "ops": ops, **PUBLIC}
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "__main__"])
 def test_docstring_examples(module):
+    if module == "hugging_face":
+        pytest.importorskip("torch")
     module = importlib.import_module(f"keras_dynmask.{module}")
     assert doctest.testmod(module, extraglobs=NAMES).failed == 0
 
@@ -92,7 +94,8 @@ def for_restarts():
 
 def for_hugging_face():
     transformers = pytest.importorskip("transformers")
-    pytest.importorskip("torch")
+    for needed in ("torch", "accelerate", "datasets"):
+        pytest.importorskip(needed)
     texts = ["the quick fox", "the lazy dog jumped over the quick brown fox"] * 4
     yield {
         "tokenizer": transformers.PreTrainedTokenizerFast(
@@ -148,6 +151,7 @@ def eagerly():
 
 
 @pytest.mark.filterwarnings("ignore:Even though .* this option does not apply to tf.data")
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")  # Trainer, on a CPU
 # Backbones have a pooler, which learns nothing from masked tokens.
 @pytest.mark.filterwarnings("ignore:Gradients do not exist for variables .'pooled_dense")
 @pytest.mark.parametrize("page", WITH_CODE)

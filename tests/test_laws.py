@@ -715,7 +715,7 @@ def masks_in_inference(patch):
 
 def content(change):
     def break_it(patch):
-        patch.setattr(DynamicMasking, "_content", lambda self, inputs: change(inputs["token_ids"]))
+        patch.setattr(DynamicMasking, "content", lambda self, inputs: change(inputs["token_ids"]))
 
     return break_it
 
