@@ -118,7 +118,7 @@ class TransformerEncoder(keras.Model):
             padding_mask = ops.not_equal(token_ids, self.padding_token_id)
         attended = None
         if padding_mask is not None:
-            attended = ops.cast(padding_mask, "bool")[:, None, None, :]  # [batch, 1, 1, length]
+            attended = ops.expand_dims(ops.cast(padding_mask, "bool"), (1, 2))
 
         positions = features.get("positions")
         if positions is None:
@@ -210,7 +210,7 @@ class TransformerDecoder(layers.Layer):
         )
         # A row without a state to attend to attends to all of them alike: to zeros.
         states = ops.where(attended[:, :, None], states, ops.zeros_like(states))
-        attended = attended[:, None, None, :]  # [batch, 1, 1, length]
+        attended = ops.expand_dims(attended, (1, 2))
 
         # All queries are one vector until they have turned and looked: the first block
         # computes its projection once.

@@ -1,12 +1,114 @@
-"""The trained model as plain TensorFlow."""
+"""The trained model for programs that know neither Keras nor this package."""
+
+import os
+import pathlib
+import tempfile
+import unittest.mock
 
 import keras
+import numpy as np
 
-from keras_dynmask.errors import require
+from keras_dynmask.errors import flag, need_extra, require
 from keras_dynmask.sampling import Unmasking
 
+SUFFIXES = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite", "openvino": ".xml"}
+CONVERTERS = {"onnx": ("onnx", "tf2onnx"), "openvino": ("openvino",)}  # the extras' modules
 
-def export_saved_model(model, filepath, *, dtype="int32", verbose=False):
+
+def export(
+    model,
+    filepath,
+    format="tf_saved_model",
+    *,
+    dtype="int32",
+    masking_endpoints=False,
+    verbose=False,
+):
+    """Writes what TensorFlow, ONNX Runtime, LiteRT or OpenVINO serve on their own.
+
+    Token ids `[batch, length]` in, of any batch and any length; logits `[batch, length,
+    vocabulary]` out, as `predict` gives them. The graph holds no random op and nothing of the
+    masking, unless it is asked for.
+
+    | `format` | gives | written by |
+    |---|---|---|
+    | "tf_saved_model" | the endpoints of `export_saved_model` | TensorFlow |
+    | "onnx" | `logits` | tf2onnx: `pip install "keras-dynmask[onnx]"` |
+    | "litert" | signatures `serve`: `logits`, and `encode`: `hidden_states` | TensorFlow |
+    | "openvino" | `logits` | OpenVINO: `pip install "keras-dynmask[openvino]"` |
+
+    The input is called `token_ids`. The numbers are those of `predict` to 1e-5 on logits of
+    order 1 (measured: 2e-6), where OpenVINO is told `INFERENCE_PRECISION_HINT="f32"`: on
+    processors that know bfloat16 it takes that by itself, and is off by 2e-2.
+
+    Args:
+        model: a `MaskedLanguageModel`.
+        filepath: the directory of a SavedModel; else a file that ends with ".onnx",
+            ".tflite" or ".xml". Beside the latter stand OpenVINO's weights, in a ".bin". A file
+            appears whole or not at all, in place of an older one.
+        format: one of the above.
+        dtype: what the endpoints take, "int32" or "int64". They are strict.
+        masking_endpoints: bool. True adds the masking's own to a SavedModel.
+        verbose: bool, whether Keras prints a SavedModel's endpoints.
+
+    Raises:
+        ValueError: for arguments that do not go together, and for an encoder that the format
+            can't express.
+        ImportError: that names the extra to install.
+        OSError: where it can't be written.
+    """
+    formats = ", ".join(map(repr, SUFFIXES))
+    require(format in SUFFIXES, f"`format` must be one of {formats}.", format=format)
+    require(dtype in ("int32", "int64"), "`dtype` must be 'int32' or 'int64'.", dtype=dtype)
+    if format == "tf_saved_model":
+        export_saved_model(
+            model, filepath, dtype=dtype, masking_endpoints=masking_endpoints, verbose=verbose
+        )
+        return
+    require(
+        not flag("masking_endpoints", masking_endpoints),
+        "`masking_endpoints` must be False unless `format` is 'tf_saved_model'.",
+        format=format,
+    )
+    need_converter(format)
+    path = pathlib.Path(filepath)
+    require(
+        path.suffix == SUFFIXES[format],
+        f"`filepath` must end with '{SUFFIXES[format]}'.",
+        filepath=str(filepath),
+    )
+    require(
+        path.absolute().parent.is_dir(),
+        "`filepath` must lie in a directory that exists.",
+        filepath=str(filepath),
+    )
+    backend = keras.backend.backend()
+    require(
+        backend == "tensorflow",
+        "`format` must be 'tf_saved_model' unless Keras runs on TensorFlow: load the model there.",
+        format=format,
+        backend=backend,
+    )
+    policies = {model.encoder.compute_dtype, model.head.compute_dtype}
+    require(
+        policies == {"float32"},
+        "`model` must compute in float32 for this format: build it so, and load its weights.",
+        compute_dtype=policies,
+        format=format,
+    )
+    write = {"onnx": _write_onnx, "litert": _write_litert, "openvino": _write_openvino}[format]
+    with tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:
+        write(_functions(model, dtype), os.path.join(folder, path.name))
+        for name in sorted(os.listdir(folder)):  # weights before the graph that names them
+            os.replace(os.path.join(folder, name), path.with_name(name))
+
+
+def need_converter(format):
+    """Raise an `ImportError` that names the extra, unless what writes the format is installed."""
+    need_extra(format, *CONVERTERS.get(format, ()))
+
+
+def export_saved_model(model, filepath, *, dtype="int32", masking_endpoints=False, verbose=False):
     """Writes a SavedModel that TensorFlow serves without Keras and without this package.
 
     Endpoints `serve` (and `serving_default`), token ids to logits `[batch, length,
@@ -16,10 +118,16 @@ def export_saved_model(model, filepath, *, dtype="int32", verbose=False):
     generates as `MaskedLanguageModel.generate` does at temperature 0. For any batch and any
     length. The graph holds no random op and nothing of the masking.
 
+    With `masking_endpoints`, for services that prepare data, two more: `mask`, token ids and
+    an int64 scalar `step` to the outputs of the `DynamicMasking` in training at that step; and
+    `mask_fixed`, token ids to those of its `mask_fixed`. Both give the layer's own bits, and
+    neither has a state.
+
     Args:
         model: a `MaskedLanguageModel`.
         filepath: the directory to write.
         dtype: what the endpoints take, "int32" or "int64". SavedModels are strict.
+        masking_endpoints: bool.
         verbose: bool, whether Keras prints the endpoints.
 
     Raises:
@@ -43,7 +151,115 @@ def export_saved_model(model, filepath, *, dtype="int32", verbose=False):
     archive.add_endpoint("encode", lambda ids: model.encode(ids, training=False), token_ids)
     count = tf.TensorSpec((None,), "int32", name="count")
     archive.add_endpoint("unmask_step", Unmasking(model).fill_in, [*token_ids, count])
+    if flag("masking_endpoints", masking_endpoints):
+        masking = model.masking
+        step = tf.TensorSpec((), "int64", name="step")
+        archive.track(masking)
+        archive.add_endpoint(
+            "mask", lambda ids, step: masking(ids, training=True, step=step), [*token_ids, step]
+        )
+        archive.add_endpoint("mask_fixed", masking.mask_fixed, token_ids)
     try:
         archive.write_out(str(filepath), verbose=verbose)
     except tf.errors.OpError as error:  # a full disk, in TensorFlow's own words
         raise OSError(error.message) from error
+
+
+def _functions(model, dtype):
+    """A `tf.Module` with the functions `serve` and `encode`, and the weights they read."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.weights = [weight.value for weight in model.weights]
+    signature = [tf.TensorSpec((None, None), dtype, name="token_ids")]
+
+    @tf.function(input_signature=signature, autograph=False)
+    def serve(token_ids):
+        return {"logits": model(token_ids, training=False)}
+
+    @tf.function(input_signature=signature, autograph=False)
+    def encode(token_ids):
+        return {"hidden_states": model.encode(token_ids, training=False)}
+
+    module.serve, module.encode = serve, encode
+    return module
+
+
+def _write_litert(functions, path):
+    import tensorflow as tf
+
+    # Not through the SavedModel: of one that Keras wrote, TensorFlow converts one endpoint only.
+    # And without TensorFlow's own ops, which LiteRT's interpreter does not have.
+    both = [functions.serve.get_concrete_function(), functions.encode.get_concrete_function()]
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(both, functions)
+    try:
+        content = converter.convert()
+    except Exception as error:
+        raise _not_expressed("LiteRT", error) from error
+    pathlib.Path(path).write_bytes(content)
+
+
+def _write_openvino(functions, path):
+    import openvino
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(functions, folder, signatures=functions.serve)
+        try:
+            # Not `convert_model`, which tells OpenVINO's makers over the network.
+            graph = openvino.Core().read_model(folder)
+        except RuntimeError as error:
+            raise _not_expressed("OpenVINO", error) from error
+        openvino.save_model(graph, path, compress_to_fp16=False)
+
+
+def _write_onnx(functions, path):
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+    from tf2onnx import convert, optimizer
+
+    with unittest.mock.patch.dict(optimizer._optimizers) as sound:
+        # It merges two reshapes even where the second copies a dimension that the first made.
+        del sound["remove_back_to_back"]
+        graph, _ = convert.from_function(
+            functions.serve,
+            input_signature=functions.serve.input_signature,
+            opset=18,
+            custom_op_handlers={"Erfc": (_erfc, [])},  # of gelu
+        )
+    # What it can't convert it logs, and goes on: look at what it made before anybody has it.
+    try:
+        onnx.checker.check_model(graph)
+        agrees = _agrees(functions.serve, ReferenceEvaluator(graph))
+    except Exception as error:
+        raise _not_expressed("ONNX", error) from error
+    if not agrees:
+        raise _not_expressed("ONNX", "other numbers than the model's.")
+    onnx.save(graph, path)
+
+
+def _erfc(graph, node, name, arguments):
+    """erfc(x) = 1 - erf(x): tf2onnx knows erf alone."""
+    (x,), (y,) = node.input, node.output
+    described = {"shapes": [graph.get_shape(y)], "dtypes": [graph.get_dtype(y)]}
+    graph.remove_node(name)
+    one = graph.make_const(f"{name}/one", np.array(1, "float32")).output[0]
+    erf = graph.make_node("Erf", [x]).output[0]
+    graph.make_node("Sub", [one, erf], name=name, outputs=[y], **described)
+
+
+def _agrees(serve, evaluator):
+    """Whether a few tokens have the model's logits, at two shapes. For accuracy see the tests."""
+    (signature,) = serve.input_signature
+    for shape in ((1, 5), (3, 2)):
+        token_ids = np.ones(shape, signature.dtype.as_numpy_dtype)
+        (logits,) = evaluator.run(None, {"token_ids": token_ids})
+        if not np.allclose(logits, serve(token_ids)["logits"], rtol=1e-2, atol=1e-2):
+            return False
+    return True
+
+
+def _not_expressed(format, error):
+    reason = str(error)
+    reason = reason if len(reason) <= 300 else f"{reason[:300]}..."
+    return ValueError(f"`encoder` must be one that {format} can express. Its converter: {reason}")
