@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from keras_dynmask.errors import need_extra, require, whole
-from keras_dynmask.export import SUFFIXES, need_converter
+from keras_dynmask.export import SUFFIXES, need_extra_of
 from keras_dynmask.rates import written_rate
 from keras_dynmask.recipes import MASKING, RECIPES, Recipe
 from keras_dynmask.sampling import ORDERS
@@ -181,7 +181,7 @@ def show(sentences, model, rate, span, whole_words, independent, settings, steps
 def export(directory, output, format, masking_endpoints):
     need_extra("text", "tokenizers")
     name = "tf_saved_model" if format == "saved_model" else format
-    need_converter(name)
+    need_extra_of(name)
     from keras_dynmask import training
 
     output = pathlib.Path(output or pathlib.Path(directory) / format)
