@@ -301,7 +301,8 @@ def test_the_dtype_can_be_chosen(model, tmp_path):
     "filepath, arguments, message",
     [
         ("a", {"format": "tflite"}, "`format` must be one of 'tf_saved_model', .*'tflite'"),
-        ("a.onnx", {"format": "onnx", "dtype": "float32"}, "`dtype` must be 'int32' or 'int64'"),
+        ("a", {"dtype": "float32"}, "`dtype` must be 'int32' or 'int64'.*'float32'"),
+        ("a.onnx", {"format": "onnx", "dtype": "uint16"}, "`dtype` must be 'int32' or 'int64'"),
         ("a.xml", {"format": "onnx"}, r"`filepath` must end with '\.onnx'.*a\.xml"),
         ("no/a.xml", {"format": "openvino"}, "`filepath` must lie in a directory that exists"),
         (
