@@ -79,30 +79,7 @@ def export(
     )
     need_extra_of(format)
     path = pathlib.Path(filepath)
-    require(
-        path.suffix == SUFFIXES[format],
-        f"`filepath` must end with '{SUFFIXES[format]}'.",
-        filepath=str(filepath),
-    )
-    require(
-        path.absolute().parent.is_dir(),
-        "`filepath` must lie in a directory that exists.",
-        filepath=str(filepath),
-    )
-    backend = keras.backend.backend()
-    require(
-        backend == "tensorflow",
-        "`format` must be 'tf_saved_model' unless Keras runs on TensorFlow: load the model there.",
-        format=format,
-        backend=backend,
-    )
-    policies = {model.encoder.compute_dtype, model.head.compute_dtype}
-    require(
-        policies == {"float32"},
-        "`model` must compute in float32 for this format: build it so, and load its weights.",
-        compute_dtype=policies,
-        format=format,
-    )
+    _check(model, path, format)
     functions = _functions(model, dtype)
     write = {"onnx": _write_onnx, "litert": _write_litert, "openvino": _write_openvino}[format]
     with tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:
@@ -179,6 +156,34 @@ def export_saved_model(model, filepath, *, dtype="int32", masking_endpoints=Fals
         archive.write_out(str(filepath), verbose=verbose)
     except tf.errors.OpError as error:  # a full disk, in TensorFlow's own words
         raise OSError(error.message) from error
+
+
+def _check(model, path, format):
+    """That the format can be written there, here and of this model."""
+    require(
+        path.suffix == SUFFIXES[format],
+        f"`filepath` must end with '{SUFFIXES[format]}'.",
+        filepath=str(path),
+    )
+    require(
+        path.absolute().parent.is_dir(),
+        "`filepath` must lie in a directory that exists.",
+        filepath=str(path),
+    )
+    backend = keras.backend.backend()
+    require(
+        backend == "tensorflow",
+        "`format` must be 'tf_saved_model' unless Keras runs on TensorFlow: load the model there.",
+        format=format,
+        backend=backend,
+    )
+    policies = sorted({model.encoder.compute_dtype, model.head.compute_dtype})
+    require(
+        policies == ["float32"],
+        "`model` must compute in float32 for this format: build it so, and load its weights.",
+        compute_dtype=policies,
+        format=format,
+    )
 
 
 def _functions(model, dtype):

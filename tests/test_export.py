@@ -327,6 +327,12 @@ def test_arguments_are_refused(model, tmp_path, filepath, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_other_backends_are_told_where_to_go(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match="unless Keras runs on TensorFlow.*backend='jax'"):
+        model.export(tmp_path / "model.onnx", "onnx")
+
+
 def test_reduced_precision_is_refused(tmp_path):
     encoder = TransformerEncoder(40, 1, 2, 16, 24, dtype="mixed_bfloat16")
     model = MaskedLanguageModel(encoder, DynamicMasking(40, 0.3, 1))
