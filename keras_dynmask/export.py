@@ -215,14 +215,16 @@ def _difference(run, serve):
 
 def _write_litert(functions, path):
     import tensorflow as tf
-    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     # Not through the SavedModel: of one that Keras wrote, TensorFlow converts one endpoint only.
     # And without TensorFlow's own ops, which LiteRT does not have.
     both = [functions.serve.get_concrete_function(), functions.encode.get_concrete_function()]
     converter = tf.lite.TFLiteConverter.from_concrete_functions(both, functions)
     pathlib.Path(path).write_bytes(converter.convert())
-    serve = Interpreter(path).get_signature_runner("serve")
+    quiet = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # the default greets the user
+    interpreter = Interpreter(path, experimental_op_resolver_type=quiet)
+    serve = interpreter.get_signature_runner("serve")
     return lambda ids: serve(token_ids=ids)["logits"]
 
 
