@@ -7,10 +7,12 @@ import functools
 import importlib.metadata
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
 from keras_dynmask.errors import need_extra, require, whole
+from keras_dynmask.export import SUFFIXES, need_extra_of
 from keras_dynmask.rates import written_rate
 from keras_dynmask.recipes import MASKING, RECIPES, Recipe
 from keras_dynmask.sampling import ORDERS
@@ -29,6 +31,7 @@ EXAMPLES = """examples:
   keras-dynmask preview --rate 0.3 --span 3           one sentence at five steps
   keras-dynmask preview --rate 0.3:0.15 --set at_least_one=true --output masks.png
   keras-dynmask export books --output serving/books
+  keras-dynmask export books --format onnx            or litert, openvino
   keras-dynmask bench masking                         beside KerasHub and Hugging Face
 
 exit status: 0 done; 2 it can't be done, and standard error says why in a line; 130 interrupted.
@@ -178,16 +181,23 @@ def show(sentences, model, rate, span, whole_words, independent, settings, steps
     preview.show(lines)
 
 
-def export(directory, output):
+def export(directory, output, format, masking_endpoints):
+    need_extra("text", "tokenizers")
+    name = "tf_saved_model" if format == "saved_model" else format
+    need_extra_of(name)
     from keras_dynmask import training
 
-    output = pathlib.Path(output or pathlib.Path(directory) / "saved_model")
+    output = pathlib.Path(output or pathlib.Path(directory) / format)
     training.require_free(output)
-    model = training.load_model(directory)
-    with training.replacing(output) as path:
-        path.mkdir(parents=True)  # refused here, not in TensorFlow's own words
-        model.export(path)
-    print(f"{output} serves token ids to logits (`serve`) and hidden states (`encode`).")
+    model, _ = training.load_trained(directory)
+    with training.replacing(output) as folder:
+        folder.mkdir(parents=True)  # refused here, not in TensorFlow's own words
+        file = f"model{SUFFIXES[name]}" if SUFFIXES[name] else ""
+        model.export(folder / file, name, masking_endpoints=masking_endpoints)
+        shutil.copyfile(pathlib.Path(directory) / "tokenizer.json", folder / "tokenizer.json")
+    both = format in ("saved_model", "litert")
+    what = "logits (`serve`) and hidden states (`encode`)" if both else "logits"
+    print(f"{output / file} serves token ids to {what}; tokenizer.json is beside it.")
     return {"output": str(output)}
 
 
@@ -321,11 +331,16 @@ def _parser():
     sub = command(
         "export",
         export,
-        "write the SavedModel of a trained directory",
-        "export pretrained --output serving/pretrained",
+        "write a trained directory for TensorFlow, ONNX Runtime, LiteRT or OpenVINO",
+        "export pretrained --format onnx --output serving/pretrained",
     )
     sub.add_argument("directory", help="what pretrain made")
-    sub.add_argument("--output", help="directory to make (DIR/saved_model)")
+    formats = ["saved_model", *list(SUFFIXES)[1:]]
+    which = f"{', '.join(formats)} (%(default)s)"
+    sub.add_argument("--format", choices=formats, metavar="NAME", default=formats[0], help=which)
+    sub.add_argument("--output", help="directory to make (DIR/FORMAT)")
+    which = "add `mask` and `mask_fixed` to a SavedModel, for services that prepare data"
+    sub.add_argument("--masking-endpoints", action="store_true", help=which)
 
     sub = command(
         "bench",

@@ -118,7 +118,8 @@ class TransformerEncoder(keras.Model):
             padding_mask = ops.not_equal(token_ids, self.padding_token_id)
         attended = None
         if padding_mask is not None:
-            attended = ops.cast(padding_mask, "bool")[:, None, None, :]  # [batch, 1, 1, length]
+            attended = ops.cast(padding_mask, "bool")
+            attended = ops.expand_dims(attended, (1, 2))  # [batch, 1, 1, length]
 
         positions = features.get("positions")
         if positions is None:
@@ -209,8 +210,8 @@ class TransformerDecoder(layers.Layer):
             turns_at(each, head_dim, self.rotary_base) for each in (positions, state_positions)
         )
         # A row without a state to attend to attends to all of them alike: to zeros.
-        states = ops.where(attended[:, :, None], states, ops.zeros_like(states))
-        attended = attended[:, None, None, :]  # [batch, 1, 1, length]
+        states = ops.where(ops.expand_dims(attended, 2), states, ops.zeros_like(states))
+        attended = ops.expand_dims(attended, (1, 2))  # [batch, 1, 1, length]
 
         # All queries are one vector until they have turned and looked: the first block
         # computes its projection once.
@@ -340,7 +341,8 @@ def turns_at(positions, head_dim, base):
     """
     half = head_dim // 2
     frequencies = base ** (-ops.arange(half, dtype="float32") / half)
-    angles = ops.cast(positions, "float32")[:, :, None, None] * frequencies
+    # Not by [..., None]: of unknown shapes LiteRT has no such slice.
+    angles = ops.expand_dims(ops.cast(positions, "float32"), (2, 3)) * frequencies
     return ops.cos(angles), ops.sin(angles)  # [batch, length, 1, half]
 
 

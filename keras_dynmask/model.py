@@ -529,15 +529,24 @@ class MaskedLanguageModel(keras.Model):
 
     # Saving.
 
-    def export(self, filepath, format="tf_saved_model", *, dtype="int32", verbose=False):
-        """Write a SavedModel with endpoints `serve` (ids to logits) and `encode`.
+    def export(
+        self,
+        filepath,
+        format="tf_saved_model",
+        *,
+        dtype="int32",
+        masking_endpoints=False,
+        verbose=False,
+    ):
+        """Writes a SavedModel with endpoints `serve` (ids to logits) and `encode`; or `serve` for
+        ONNX Runtime, LiteRT or OpenVINO: `format` "onnx", "litert" or "openvino".
 
-        See `keras_dynmask.export.export_saved_model`.
+        See `keras_dynmask.export.export`.
         """
-        from keras_dynmask.export import export_saved_model
+        from keras_dynmask.export import export
 
-        require(format == "tf_saved_model", "`format` must be 'tf_saved_model'.", format=format)
-        export_saved_model(self, filepath, dtype=dtype, verbose=verbose)
+        options = {"dtype": dtype, "masking_endpoints": masking_endpoints, "verbose": verbose}
+        export(self, filepath, format, **options)
 
     def _random_states(self):
         """The state of every random generator below the model: what is no weight of a layer."""

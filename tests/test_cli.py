@@ -109,7 +109,10 @@ def test_machines_are_answered_in_json(trained, tmp_path, corpus, capsys):
     [steps, _] = answer(*asked, "--every-step")["texts"]
     assert len(steps) == 4 and steps[-1] == text
     served = tmp_path / "served"
-    assert answer("export", trained, "--output", served) == {"output": str(served)}
+    written = answer("export", trained, "--format", "openvino", "--output", served)
+    assert written == {"output": str(served)}
+    files = ["model.bin", "model.xml", "tokenizer.json"]
+    assert sorted(path.name for path in served.iterdir()) == files
     assert cli.main(["fill-mask", str(trained), "no gap", "--json"]) == 2
     assert capsys.readouterr().out == ""
 
@@ -180,11 +183,27 @@ def test_preview_writes_whole_files_or_none(suffix, begin, end, tmp_path, monkey
 
 def test_export_writes_a_saved_model_once(trained, tmp_path, capsys):
     target = str(tmp_path / "served")
-    assert cli.main(["export", str(trained), "--output", target]) == 0
+    assert cli.main(["export", str(trained), "--output", target, "--masking-endpoints"]) == 0
+    assert "(`serve`)" in capsys.readouterr().out
     saved_model = tf.saved_model.load(target)
     assert saved_model.serve(tf.constant([[5, 6]])).shape[:2] == (1, 2)
+    masked = saved_model.mask_fixed(tf.constant([[5, 6, 7, 8] * 4]))
+    assert masked["token_ids"].shape == (1, 16)
     assert cli.main(["export", str(trained), "--output", target]) == 2
     assert "`output` must not exist yet" in capsys.readouterr().err
+
+
+def test_export_writes_other_formats_with_the_tokenizer(trained, tmp_path, capsys):
+    target = tmp_path / "new" / "served"
+    arguments = ["export", str(trained), "--format", "onnx", "--output", str(target)]
+    assert cli.main([*arguments, "--masking-endpoints"]) == 2
+    assert "`masking_endpoints` must be False unless" in capsys.readouterr().err
+    assert not target.exists()
+    assert cli.main(arguments) == 0
+    assert f"{target}/model.onnx serves" in capsys.readouterr().out
+    assert sorted(path.name for path in target.iterdir()) == ["model.onnx", "tokenizer.json"]
+    copied = (target / "tokenizer.json").read_text()
+    assert copied == (trained / "tokenizer.json").read_text()
 
 
 def test_static_masks_can_be_asked_for(corpus, tmp_path, capsys):
@@ -332,14 +351,24 @@ def test_a_mistake_costs_one_clear_line_and_status_2(mistake, tmp_path, capsys):
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
 
-def test_a_missing_extra_is_named(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "arguments, missing, extra",
+    [
+        (["pretrain"], "tokenizers", "text"),
+        (["export", "run", "--format", "onnx"], "tf2onnx", "onnx"),
+        (["export", "run", "--format", "litert", "--json"], "ai_edge_litert", "litert"),
+        (["export", "run", "--format", "openvino"], "openvino", "openvino"),
+    ],
+)
+def test_a_missing_extra_is_named(arguments, missing, extra, monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "tokenizers" else find(name)
+        importlib.util, "find_spec", lambda name: None if name == missing else find(name)
     )
-    assert cli.main(["pretrain"]) == 2
-    assert capsys.readouterr().err == (
-        "keras-dynmask: This needs tokenizers: pip install 'keras-dynmask[text]'\n"
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr() == (
+        "",
+        f"keras-dynmask: This needs {missing}: pip install 'keras-dynmask[{extra}]'\n",
     )
 
 

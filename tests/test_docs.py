@@ -44,13 +44,14 @@ def test_every_public_name_is_documented_with_an_example(name):
 def test_readme_examples(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert names["logits"].shape == (1, 3, 1000) and names["states"].shape == (1, 3, 64)
     assert names["text"].shape == (1, 12) and 3 not in names["text"]
     assert (names["filled"].numpy() == 3).sum() == 1
+    assert names["masked"]["token_ids"].shape == (1, 3)
     assert "(32, 64) (32, 10) (32, 10) (32, 10)" in capsys.readouterr().out
 
 

@@ -106,7 +106,7 @@ def resume(folder):
 
 READERS = {
     "done/model.keras": (fill_mask, export),
-    "done/tokenizer.json": (fill_mask, preview),
+    "done/tokenizer.json": (fill_mask, preview, export),
     "stopped.partial/recipe.json": (resume,),
     "stopped.partial/tokenizer.json": (resume,),
     "stopped.partial/rows.npy": (resume,),

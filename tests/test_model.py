@@ -420,10 +420,6 @@ def test_misuse_is_named():
     for bad in (rows().astype("float32"), rows()[0], tf.ragged.constant([[5, 6], [7]])):
         with pytest.raises(ValueError, match="`token_ids` must be integers of shape"):
             model(bad)
-    with pytest.raises(ValueError, match="`format` must be 'tf_saved_model'.*'onnx'"):
-        model.export("nowhere", format="onnx")
-    with pytest.raises(ValueError, match="`dtype` must be 'int32' or 'int64'.*'float32'"):
-        model.export("nowhere", dtype="float32")
     model.compile("adam")
     with pytest.raises(ValueError, match=r"`token_ids` must lie in \[0, 49\].*Received"):
         model.fit(rows() + 48, verbose=0)
