@@ -3,6 +3,7 @@
 import sys
 
 from keras_dynmask.errors import require, whole
+from keras_dynmask.replicas import replica_id
 
 
 def mask_dataset(dataset, masking, epochs=None, initial_epoch=0, *, padding_token_id=0):
@@ -67,8 +68,11 @@ def mask_dataset(dataset, masking, epochs=None, initial_epoch=0, *, padding_toke
     def in_graph(step, element):
         return _labelled(masking(element, training=True, step=step), element, padding_token_id)
 
+    replica = replica_id()  # of this process, which Grain's workers need not know
+
     def in_numpy(step, element):
-        return _labelled(masking.mask_arrays(element, step=step), element, padding_token_id)
+        masked = masking.mask_arrays(element, step=step, replica=replica)
+        return _labelled(masked, element, padding_token_id)
 
     if _is_a(dataset, "grain", "MapDataset"):
         return _mask_grain(dataset, in_numpy, epochs, initial_epoch)

@@ -258,13 +258,17 @@ def test_a_grain_iterator_goes_on_from_its_state():
 
 
 @pytest.mark.slow
-def test_grain_workers_change_nothing():
+def test_grain_workers_change_nothing(monkeypatch):
+    """And mask for the process that they work for, where PyTorch trains in several."""
     grain = pytest.importorskip("grain")
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers ask for flags
+    in_the_first = mask_dataset(grain_rows(), masking(), epochs=2)
+    monkeypatch.setattr("keras_dynmask.pipeline.replica_id", lambda: 1)
     masked = mask_dataset(grain_rows(), masking(), epochs=2)
+    assert not equal(masked, in_the_first)
     options = grain.MultiprocessingOptions(num_workers=2)
     assert equal(masked.to_iter_dataset().mp_prefetch(options), masked)
 
