@@ -32,6 +32,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from keras_dynmask import text, training
+from keras_dynmask.watching import Progress
 
 
 def main():
@@ -124,7 +125,7 @@ def train(recipe, output):
         announce = functools.partial(print, flush=True)
         callbacks = [
             Checkpoint(output, history),
-            training.Progress(announce, unigram_loss, live=False),
+            Progress(announce, unigram_loss, recipe.batch_size * recipe.length, live=False),
         ]
     model.fit(
         Share(rows, recipe.batch_size, recipe.seed, epoch),
