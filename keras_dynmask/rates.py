@@ -3,6 +3,7 @@
 import re
 
 import keras
+import numpy as np
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_dynmask import noise
@@ -18,7 +19,7 @@ def checked_rate(name, rate):
     if isinstance(rate, LearningRateSchedule):
         first = rate(0)
         try:
-            is_rate = is_real(float(first), 0, 1)
+            is_rate = np.shape(first) == () and is_real(float(first), 0, 1)
         except (TypeError, ValueError):
             is_rate = False
         expected = f"`{name}` must be a schedule of rates, each a number in [0, 1]."
