@@ -57,7 +57,9 @@ class MaskedLanguageModel(keras.Model):
             of `token_ids`, `padding_mask`, `segment_ids`) to hidden states `[batch,
             length, dim]`, or a KerasHub backbone. Where it has a `token_embedding`,
             the head shares its weights. Padding is the encoder's `padding_token_id`,
-            or 0; inputs that pad with another id bring a `padding_mask`.
+            or 0; inputs that pad with another id bring a `padding_mask`. The masking knows
+            padding by `unselectable_token_ids` or that `padding_mask`, and would select it
+            otherwise.
         masking: a `DynamicMasking` layer.
         adaptive_selection: an `AdaptiveSelection` layer or None. With it, tokens that
             the model knows by now are selected less often in training.
