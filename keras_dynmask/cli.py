@@ -50,7 +50,7 @@ SHORT_BENCHMARKS = {
 
 
 def main(argv=None):
-    """Run a command; the exit status is 0, or 2 where it can't be done."""
+    """Run a command; the exit status is 0, 2 where it can't be done, or 130 if interrupted."""
     arguments = vars(_parser().parse_args(argv))
     command, as_json = arguments.pop("run"), arguments.pop("json", False)
     try:
@@ -290,7 +290,7 @@ def _parser():
     sub.add_argument("--block-length", type=int, help="so many first; 1: from left to right")
     sub.add_argument("--outputs", type=int, default=1, help="how many (%(default)s)")
     sub.add_argument("--every-step", action="store_true", help="show it after each step")
-    sub.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    sub.add_argument("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
 
     sub = command(
         "preview",
@@ -322,10 +322,10 @@ def _parser():
         default=[],
         metavar="NAME=VALUE",
         help="any argument of DynamicMasking, as JSON, where a token stands for its id; "
-        "goes before the flags, and may be given again",
+        "wins over the flags, and may be given again",
     )
     sub.add_argument("--steps", type=int, default=5, help="how many masks (%(default)s)")
-    sub.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    sub.add_argument("--seed", type=int, default=0, help="of the masks (%(default)s)")
     sub.add_argument("--output", metavar="FILE", help="a .png or .html to write, too")
 
     sub = command(
@@ -371,13 +371,14 @@ def _add_recipe_options(group):
         metavar="FILE",
         help="text files or glob patterns (the Python language reference)",
     )
-    option("--pairs", "pairs", "sources and targets, tab separated, for seq2seq", metavar="FILE")
+    which = "sources and targets, tab separated, for seq2seq"
+    group.add_argument("--pairs", metavar="FILE", help=which)
     option("--target-length", "target_length", "of pairs: tokens of a row", type=int)
     kinds = {"metavar": "KIND", "choices": MASKING}
     which = "dynamic; static: one mask for good; adaptive: rather what is not known yet"
     option("--masking", "masking", which, **kinds)
     option("--copies", "static_copies", "static masks of each row, in turn", type=int)
-    which = "share selected: 0.15; LOW,HIGH: each row's own; FIRST:LAST: from step to step"
+    which = "share selected: 0.15; LOW,HIGH: each row's own; FIRST:LAST: from first to last step"
     option("--rate", "mask_selection_rate", which)
     option("--span", "mean_span_length", "mean length of what is masked together", type=float)
     option("--whole-words", "whole_words", "never split a word", action="store_true")

@@ -29,7 +29,7 @@ class TransformerEncoder(keras.Model):
         dropout: float in [0, 1), the share of each branch's output that is dropped.
         padding_token_id: int or None, the id nobody attends to, where the call brings
             no `padding_mask`. With None every token is real.
-        rotary_base: float, the longest wavelength of the positions is 2 pi times it.
+        rotary_base: float, the longest wavelength of the positions is almost 2 pi times it.
         **kwargs: `name`, `dtype` of `keras.Model`.
 
     Call arguments:

@@ -109,9 +109,9 @@ class DynamicMasking(keras.layers.Layer):
         unselectable_token_ids: ints, protected ids: never selected, never swapped
             in, and never part of a longer unit. The mask token is never swapped in
             either.
-        mask_token_rate: float, the share of the selected that is hidden.
-        random_token_rate: float, the share of the selected that is swapped for an
-            unprotected id. The rest is kept.
+        mask_token_rate: float in [0, 1], the share of the selected that is hidden.
+        random_token_rate: float in [0, 1], the share of the selected that is swapped for an
+            unprotected id. The rest is kept; both together are at most 1.
         exact_count: bool. True selects exactly `rate * selectable` tokens of every
             row, rounded up or down by a coin so that the mean is exact; units
             longer than a token miss that count by less than one unit, so a row
@@ -138,7 +138,7 @@ class DynamicMasking(keras.layers.Layer):
             `1 - (1 - rate)**w`.
         random_token_weights: None for a uniform draw, or a number >= 0 for every id:
             random tokens are drawn in proportion (`np.bincount` of a corpus, say).
-            Below 2**-23 of the total, a weight counts as that.
+            Below 2**-23 of the total, a weight counts as that. For up to 2**22 ids.
         random_excludes_original: bool. True never swaps a token for itself.
         corrupt_whole_units: bool. True hides, swaps or keeps a unit as a whole (Joshi
             et al. 2020), False each of its tokens on its own (Devlin et al. 2019).
@@ -156,10 +156,10 @@ class DynamicMasking(keras.layers.Layer):
         **kwargs: `name`, `dtype`, `trainable` of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: integers `[length]` or `[batch, length]` (list, array, tensor, or
-            `tf.RaggedTensor` outside compiled models), or a dict of `token_ids`
-            and, optionally, of the same shape: `padding_mask` (True or 1 = a real
-            token), `selectable` (False = never select), `selection_weights` (>= 0;
+        inputs: integers `[length]` or `[batch, length]`, of a dtype that holds every id
+            (list, array, tensor, or `tf.RaggedTensor` outside compiled models), or a dict
+            of `token_ids` and, optionally, of the same shape: `padding_mask` (True or 1 = a
+            real token), `selectable` (False = never select), `selection_weights` (>= 0;
             they multiply the constructor's), `begins` (True = a unit begins here, in
             place of `continuation_token_ids`; see `word_begins`), `segment_ids` (ints: no
             unit crosses from one document to the next, where the id changes); and

@@ -57,7 +57,9 @@ class MaskedLanguageModel(keras.Model):
             of `token_ids`, `padding_mask`, `segment_ids`) to hidden states `[batch,
             length, dim]`, or a KerasHub backbone. Where it has a `token_embedding`,
             the head shares its weights. Padding is the encoder's `padding_token_id`,
-            or 0; inputs that pad with another id bring a `padding_mask`.
+            or 0; inputs that pad with another id bring a `padding_mask`. The masking knows
+            padding by `unselectable_token_ids` or that `padding_mask`, and would select it
+            otherwise.
         masking: a `DynamicMasking` layer.
         adaptive_selection: an `AdaptiveSelection` layer or None. With it, tokens that
             the model knows by now are selected less often in training.
@@ -318,6 +320,10 @@ class MaskedLanguageModel(keras.Model):
     # Training and evaluation.
 
     def fit(self, x=None, y=None, *args, sample_weight=None, **kwargs):
+        """Keras' `fit`, of ids without labels, or of what `mask_dataset` gives.
+
+        Beside ids, `sample_weight` holds a weight for each row.
+        """
         x, sample_weight = self._checked(x, y, sample_weight)
         if isinstance(kwargs.get("validation_data"), tuple):
             held_out, labels, weights = (*kwargs["validation_data"], None, None)[:3]
@@ -327,6 +333,7 @@ class MaskedLanguageModel(keras.Model):
         return super().fit(x, y, *args, sample_weight=sample_weight, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, sample_weight=None, **kwargs):
+        """Keras' `evaluate`, of what `fit` takes: ids are masked by `mask_fixed`."""
         x, sample_weight = self._checked(x, y, sample_weight)
         return super().evaluate(x, y, *args, sample_weight=sample_weight, **kwargs)
 
@@ -452,8 +459,9 @@ class MaskedLanguageModel(keras.Model):
 
         Each step predicts all that is masked, keeps some of it, the surest first, and masks
         the rest again. After step i of T floor(n * i / T) of a row's n positions are
-        kept; a row of fewer positions than `steps` is finished after n. Rows are independent
-        of each other and of their batch. Protected ids and the mask token are never generated.
+        kept; a row of fewer positions than `steps` is finished after n, unless it revises. Rows
+        are independent of each other and of their batch. Protected ids and the mask token are
+        never generated.
 
         A model trained at one low rate has hardly seen rows that are mostly masked: train
         with `mask_selection_rate=(0.0, 1.0)` to generate much.
@@ -480,8 +488,9 @@ class MaskedLanguageModel(keras.Model):
 
         Returns:
             NumPy integers `[batch * outputs, length]` (`[length]` for one unbatched row and
-            one output); with `every_step` `[steps + 1, batch * outputs, length]`. Of the dtype
-            of the ids, or int32 where that can't hold the vocabulary.
+            one output); with `every_step` an axis more in front: before the first step, and after
+            each until the last row is finished. Of the dtype of the ids, or int32 where that
+            can't hold the vocabulary.
 
         Raises:
             ValueError: naming the argument, what was expected and what was received.

@@ -9,10 +9,10 @@ the six numbers knows the noise. Two published constructions do the work.
 * `mix` (Wellons 2018, hash-prospector, the 32-bit permutation of lowest known
   bias) runs twice per position, once for each word of the key.
 
-Everything is 32-bit integer arithmetic that wraps around, written in `keras.ops`,
-because integers are the only numbers on which NumPy, TensorFlow (eager, graph,
-XLA), JAX and PyTorch agree to the last bit. For a given row and stream the map
-from position to word is a permutation, so two positions never tie.
+Everything is 32-bit integer arithmetic that wraps around, because integers are the
+only numbers on which NumPy, TensorFlow (eager, graph, XLA), JAX and PyTorch agree to
+the last bit. For a given row and stream the map from position to word is a
+permutation, so two positions never tie.
 """
 
 import keras

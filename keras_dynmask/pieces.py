@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 # The words whose logits are held at a time. At 1,229 selected tokens (15 % of 8,192) that is
-# 20 MiB, which a two-core CPU's caches hold: 16,384 took 1.5 times the time of 4,096 on PyTorch,
+# 19 MiB, which a two-core CPU's caches hold: 16,384 took 1.5 times the time of 4,096 on PyTorch,
 # where an allocation above 32 MiB begins with fresh pages, and 0.9 to 1.0 on JAX and TensorFlow.
 PIECE = 4096
 

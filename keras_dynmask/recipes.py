@@ -51,7 +51,7 @@ class Recipe:
     hidden_dim: int = 128
     intermediate_dim: int = 256  # gated, so worth about 1.5 times as much
     dropout: float = 0.1
-    epochs: int = 30  # the held-out loss is flat by then; under five minutes on two cores
+    epochs: int = 30  # the held-out loss is flat by then; three minutes on two cores
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup_share: float = 0.1
@@ -222,9 +222,9 @@ def visible_only(**settings):
     """Predict half of the tokens, with an encoder that sees the other half only (Liao et al.
     2022; Meng et al. 2024).
 
-    Costs three quarters of the time of `mlm`, and from 512 tokens on half of it and less.
-    Expect .1 nats more at equal steps, and no more at equal time; held-out losses are those
-    of a rate of 15 %.
+    Costs three quarters of the time of `mlm`, at 512 tokens two thirds, at 2,048 a third
+    (`benchmarks/visible_only.py`). Expect .1 nats more at equal steps, and no more at equal
+    time; held-out losses are those of a rate of 15 %.
     """
     defaults = {"mask_selection_rate": 0.5, "evaluation_rate": 0.15, "visible_only": True}
     return _named("visible-only", defaults, settings)

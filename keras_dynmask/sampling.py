@@ -26,7 +26,7 @@ from keras_dynmask.selection import select_first
 ORDERS = ("confidence", "random")
 GENERATION = -2  # stands in for the replica: no mask in training shares this noise
 
-# Doubt is -log(probability) of a token in 2**-25ths, as int32, up to 32 nats.
+# Doubt is -log(probability) of a token in 2**-25ths, as int32, up to 31 nats.
 NO_DOUBT, LAST = -1, 2**30
 
 

@@ -136,15 +136,19 @@ def special_ids(tokenizer):
 
 
 def pack(tokenizer, documents, length):
-    """Rows of `length` ids: documents end to end, a separator after each. int32.
-
-    The last row is filled up with padding.
-    """
+    """The rows of `packed` in one array `[rows, length]`."""
     return np.concatenate(list(packed(tokenizer, documents, length)))
 
 
 def packed(tokenizer, documents, length):
-    """The rows of `pack` in blocks, as they come: never more than a few documents at once."""
+    """Rows of `length` ids in blocks `[rows, length]`, as they come: documents end to end, a
+    separator after each, int32. The last row is filled up with padding.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer` with the special tokens of `train_tokenizer`.
+        documents: strings. Never more than a few are held at once.
+        length: int.
+    """
     separator = tokenizer.token_to_id(SEPARATOR)
     documents, left = iter(documents), np.zeros(0, "int32")
     while some := list(itertools.islice(documents, DOCUMENTS_AT_ONCE)):
@@ -190,6 +194,11 @@ def read_rows(path, length, vocabulary_size):
     """The rows of a file that `write_rows` wrote, int32 `[rows, length]`, mapped into memory.
 
     All are read once, block by block, to check them; from then on only what is asked for.
+
+    Args:
+        path: of the file.
+        length: int, of a row.
+        vocabulary_size: int. Ids lie below it.
 
     Raises:
         ValueError: where the file is broken, or holds other rows.

@@ -89,6 +89,10 @@ class Checkpoint(keras.callbacks.Callback):
     """After each epoch: the model with all its state, and the history so far.
 
     Both are written under another name first, so a kill leaves the last whole ones.
+
+    Args:
+        directory: a `pathlib.Path`, where `checkpoint.keras` and `history.csv` are written.
+        history: a list of what was logged in earlier epochs, a dict each. It grows.
     """
 
     def __init__(self, directory, history):

@@ -14,10 +14,10 @@ def visible_capacity(masking, features):
 
     A row of n real tokens with s of them protected shows n - rate * (n - s). There is room
     for s = n / 32 + 2, separators and the like; besides for six standard deviations where
-    tokens are drawn on their own, and for eight mean lengths where units are longer than
-    a token. It is the whole row where nobody knows how few are hidden: with a schedule, a
-    pair that begins at 0, or `begins` and `selectable` of the caller's own. Rounded up to
-    eights, which matrix units like.
+    tokens are drawn on their own or not all of the selected are hidden, and for eight mean
+    lengths where units are longer than a token. It is the whole row where nobody knows how
+    few are hidden: with a schedule, a pair that begins at 0, or `begins` and `selectable` of
+    the caller's own. Rounded up to eights, which matrix units like.
 
     Args:
         masking: a `DynamicMasking`.

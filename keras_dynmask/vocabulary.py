@@ -73,7 +73,8 @@ def masking_arguments(tokenizer, mask_token=None, whole_words=False):
         asked for, `continuation_token_ids`.
 
     Raises:
-        ValueError: where the tokenizer has no such mask token; or as `continuation_ids`.
+        ValueError: where the tokenizer has no such mask token; or as `continuation_ids`. Where
+            that asks for a `marker`, call it yourself.
 
     >>> tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "mask", "##ing"]
     >>> arguments = masking_arguments(tokens, whole_words=True)
