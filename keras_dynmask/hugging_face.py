@@ -95,8 +95,9 @@ class MaskingCollator:
             never select); `word_ids`, as of a fast tokenizer's encoding, to mask whole words
             of any tokenizer; `begins`, `selectable`, `selection_weights`, `segment_ids` as in
             `DynamicMasking`; and `row_ids`, an int: rows of the same tokens then differ.
-            `labels` say that an example is masked already, by `mask_fixed`. Other keys
-            are passed on, filled up with 0 where they are as long as the ids.
+            `labels` say that an example is masked already, by `mask_fixed`; any others are
+            refused. Other keys are passed on, filled up with 0 where they are as long as the
+            ids.
 
     Returns:
         A dict of tensors: `input_ids` as shown, `attention_mask`, `labels` (the original id
@@ -174,7 +175,9 @@ class MaskingCollator:
         import torch
 
         batch, features = self._batch(examples)
-        if "labels" not in batch:
+        if "labels" in batch:
+            _check_labels(examples)
+        else:
             epoch = int(self._epoch)
             require(
                 epoch != NOT_SAID,
@@ -242,6 +245,18 @@ class MaskingCollator:
         with numpy_in_force():
             low, high = self.masking.content(features)
         return (low.astype("uint32") | high.astype("int64") << 32)[:, 0]
+
+
+def _check_labels(examples):
+    """That they may be those of `mask_fixed`: neither classes nor the ids once more."""
+    pairs = [(np.asarray(each["labels"]), np.asarray(each["input_ids"])) for each in examples]
+    longer = [(labels, ids) for labels, ids in pairs if ids.size > 1]  # one token may be kept
+    require(
+        all(labels.shape == ids.shape for labels, ids in pairs)
+        and not (longer and all(np.array_equal(labels, ids) for labels, ids in longer)),
+        "`labels` must be those of `mask_fixed`: examples that are not masked yet bring none.",
+        labels=examples[0]["labels"],
+    )
 
 
 def _shown(masked):

@@ -181,6 +181,17 @@ def test_fixed_masks_are_those_of_the_layer_whatever_the_epoch_and_the_number():
     collator.set_epoch(5)
     assert masks_of(collator(fixed[::-1])) == masks_of(batch)[::-1]
     assert all(type(example["labels"]) is list for example in fixed)
+    assert [
+        collator.mask_fixed(each | {"labels": each["input_ids"]}) for each in numbered()
+    ] == fixed
+
+
+@pytest.mark.parametrize("row", [[], [7], [7, 8]])
+def test_what_is_masked_already_is_taken_as_it_is(row):
+    kept = {"mask_selection_rate": 1.0, "mask_token_rate": 0.0, "random_token_rate": 0.0}
+    collator = MaskingCollator(layer(**kept if len(row) == 1 else {}), 0)
+    fixed = collator.mask_fixed({"input_ids": row})
+    assert collator([fixed])["labels"].tolist() == [fixed["labels"]]
 
 
 def test_other_keys_are_passed_on():
@@ -231,6 +242,12 @@ def test_a_copy_in_another_process_masks_alike():
             [{"input_ids": [7], "tags": [1, 1]}, {"input_ids": [7, 8], "tags": [1]}],
             "`tags` must be as long as `input_ids`, or of the same shape .*shapes=",
         ),
+        # As tutorials of Hugging Face's leave them, where its collator writes over them.
+        (
+            [{"input_ids": row, "labels": row} for row in ROWS],
+            "`labels` must be those of `mask_fixed`: .* labels=\\[2, ",
+        ),
+        ([{"input_ids": [7, 8], "labels": 1}], "`labels` must be those of `mask_fixed`"),
         ([{"input_ids": [100]}], "`token_ids` must lie in \\[0, 99\\]"),
     ],
 )
