@@ -19,6 +19,7 @@ import numpy as np
 from keras_dynmask.arrays import numpy_in_force, ops, ops_of
 from keras_dynmask.errors import need_extra, require, whole
 from keras_dynmask.inputs import PER_POSITION, check_ids
+from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.vocabulary import word_begins
 
 IGNORED = -100  # what PyTorch's and Hugging Face's losses leave out
@@ -137,15 +138,18 @@ class MaskingCollator:
         self._epoch = torch.tensor(NOT_SAID).share_memory_()
 
     def __getstate__(self):
-        # Its arguments: Keras imports TensorFlow to pickle a layer, or to write its config.
         kind = type(self.masking)
-        names = inspect.signature(kind).parameters.keys() - {"kwargs"}
-        arguments = {name: getattr(self.masking, name) for name in sorted(names)}
-        return self.__dict__ | {"masking": (kind, arguments)}
+        if kind is DynamicMasking:
+            # Its arguments: Keras imports TensorFlow to pickle a layer, or to write its config.
+            names = inspect.signature(kind).parameters.keys() - {"kwargs"}
+            config = {name: getattr(self.masking, name) for name in sorted(names)}
+        else:  # whose own arguments need not be those of the layer
+            config = self.masking.get_config()
+        return self.__dict__ | {"masking": (kind, config)}
 
     def __setstate__(self, state):
-        kind, arguments = state["masking"]
-        self.__dict__ |= state | {"masking": kind(**arguments)}
+        kind, config = state["masking"]
+        self.__dict__ |= state | {"masking": kind.from_config(config)}
 
     def set_epoch(self, epoch):
         """Say which epoch begins, before its first batch is asked for."""

@@ -224,8 +224,17 @@ def test_rows_are_filled_up_with_what_the_tokenizer_pads():
     assert (batch["labels"][:, 3:] == -100).all()
 
 
-def test_a_copy_in_another_process_masks_alike():
-    collator = MaskingCollator(layer(continuation_token_ids=CONTINUES), 0)
+class Whole(DynamicMasking):
+    """Of the layer's arguments it names its own, and no seed."""
+
+    def __init__(self, vocabulary_size=100, mask_selection_rate=0.3, mask_token_id=4, **kwargs):
+        kwargs |= {"unselectable_token_ids": PROTECTED, "continuation_token_ids": CONTINUES}
+        super().__init__(vocabulary_size, mask_selection_rate, mask_token_id, **kwargs)
+
+
+@pytest.mark.parametrize("masking", [layer(continuation_token_ids=CONTINUES), Whole()])
+def test_a_copy_in_another_process_masks_alike(masking):
+    collator = MaskingCollator(masking, 0)
     collator.set_epoch(3)
     copy = pickle.loads(pickle.dumps(collator))
     assert masks_of(copy(numbered())) == masks_of(collator(numbered()))
