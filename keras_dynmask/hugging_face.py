@@ -24,6 +24,7 @@ from keras_dynmask.vocabulary import word_begins
 
 IGNORED = -100  # what PyTorch's and Hugging Face's losses leave out
 NOT_SAID = -1  # the epoch, before anybody does
+KINDS = {"i": "int64", "u": "int64", "f": "float32", "b": "bool"}  # what goes on as what
 
 
 def ignore_index_labels(masked, ignore_index=IGNORED):
@@ -235,7 +236,13 @@ class MaskingCollator:
             if name != "offset_mapping"
         }
         features = {name: batch.pop(name) for name in (*PER_POSITION, "row_ids") if name in batch}
-        features |= {"token_ids": batch["input_ids"], "padding_mask": batch["attention_mask"]}
+        ids, real = batch["input_ids"], batch["attention_mask"]
+        require(
+            real.shape == ids.shape,
+            f"`attention_mask` must have the shape of `input_ids`, {ids.shape}.",
+            shape=real.shape,
+        )
+        features |= {"token_ids": ids, "padding_mask": real}
         if "special_tokens_mask" in batch:
             ordinary = batch.pop("special_tokens_mask") == 0
             features["selectable"] = ordinary & (features.get("selectable", 1) != 0)
@@ -269,7 +276,7 @@ def _shown(masked):
 
 def _joined(name, values, lengths, length, fillings):
     """One array of what the examples hold: filled up where it is as long as the ids."""
-    arrays = [_array(value) for value in values]
+    arrays = [_array(name, value) for value in values]
     if all(a.ndim and len(a) == number for a, number in zip(arrays, lengths, strict=True)):
         shape = (len(arrays), length, *arrays[0].shape[1:])
         joined = np.full(shape, fillings.get(name, 0), np.result_type(*arrays))
@@ -282,17 +289,19 @@ def _joined(name, values, lengths, length, fillings):
             shapes=[array.shape for array in arrays],
         )
         joined = np.stack(arrays)
-    kinds = {"i": "int64", "u": "int64", "f": "float32", "b": "bool"}
+    return joined.astype(KINDS[joined.dtype.kind])
+
+
+def _array(name, value):
+    try:
+        array = np.asarray(value)
+        if array.dtype == object:  # the None of `word_ids`
+            array = np.asarray([-1 if item is None else item for item in value])
+    except (TypeError, ValueError):  # of None, or of lists of unequal length
+        array = np.asarray("")
     require(
-        joined.dtype.kind in kinds,
+        array.dtype.kind in KINDS,
         f"`{name}` must be numbers: leave it out of the examples.",
-        **{name: values[0]},
+        **{name: value},
     )
-    return joined.astype(kinds[joined.dtype.kind])
-
-
-def _array(value):
-    array = np.asarray(value)
-    if array.dtype == object:  # the None of `word_ids`
-        array = np.asarray([-1 if item is None else item for item in value])
     return array if array.size else array.astype("int64")

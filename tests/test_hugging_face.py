@@ -247,6 +247,9 @@ def test_a_copy_in_another_process_masks_alike(masking):
         ([{"ids": [7]}], "`examples` must be dicts with `input_ids`"),
         ([{"input_ids": [7]}, {"input_ids": [7], "row_ids": 1}], "all with the same keys"),
         ([{"input_ids": [7], "text": "seven"}], "`text` must be numbers: leave it out"),
+        ([{"input_ids": [7], "score": None}], "`score` must be numbers.* score=None"),
+        ([{"input_ids": [7], "tags": [[1], [1, 2]]}], "`tags` must be numbers.* tags=\\[\\[1\\], "),
+        ([{"input_ids": [7, 8], "attention_mask": [1]}], "`attention_mask` must have the shape"),
         (
             [{"input_ids": [7], "tags": [1, 1]}, {"input_ids": [7, 8], "tags": [1]}],
             "`tags` must be as long as `input_ids`, or of the same shape .*shapes=",
