@@ -233,7 +233,8 @@ COLOURS = [GREY, (217, 58, 58), (42, 133, 64), (160, 108, 0)]  # grey, red, gree
 
 
 def _write_page(lines, path):
-    console = Console(record=True, file=io.StringIO(), highlight=False)
+    # No terminal, whatever FORCE_COLOR says: it would break the lines that the slider counts.
+    console = Console(record=True, file=io.StringIO(), highlight=False, force_terminal=False)
     show(lines, console)
     theme = TerminalTheme(GREY, GREY, COLOURS)  # what is dim lies between the first two
     path.write_text(console.export_html(theme=theme, code_format=PAGE), encoding="utf-8")
