@@ -157,9 +157,14 @@ def preview(masking, splitter, sentences, steps):
     return lines
 
 
+class Terminal(Console):
+    def on_broken_pipe(self):
+        raise  # as `print` does: Rich would end the program, and say nothing
+
+
 def show(lines, console=None):
     """Prints the lines and the legend; where nobody looks, each on a line of its own."""
-    console = console or Console(highlight=False)
+    console = console or Terminal(highlight=False)
     legend = [Text.assemble((word, fate.style), f" {fate.meaning}") for word, fate in LEGEND]
     for row in [*map(_assembled, lines), Text(), Text("   ").join(legend)]:
         console.print(row, soft_wrap=not console.is_terminal)

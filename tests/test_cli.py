@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import pathlib
 import random
 import re
@@ -115,6 +116,18 @@ def test_machines_are_answered_in_json(trained, tmp_path, corpus, capsys):
     assert sorted(path.name for path in served.iterdir()) == files
     assert cli.main(["fill-mask", str(trained), "no gap", "--json"]) == 2
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("command", ["preview", "fill-mask"])
+def test_output_that_nobody_takes_costs_one_line(trained, command, monkeypatch, capsys):
+    arguments = {"preview": [], "fill-mask": [str(trained), "[MASK]"]}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert cli.main([command, *arguments[command]]) == 2
+        assert output.closed  # or Python tries again as it ends, with status 120
+    assert re.fullmatch(r"keras-dynmask: \[Errno \d+\] Broken pipe\n", capsys.readouterr().err)
 
 
 def preview(*arguments):
