@@ -315,6 +315,10 @@ def mistakes(folder):
         "bad span": (["pretrain", "--span", "0.5", "--output", new], "`mean_span_length` must be"),
         "bad dropout": (["pretrain", "--dropout", "2", "--output", new], "`dropout` must be"),
         "output taken": (["pretrain", "--output", str(taken)], "`output` must not exist yet"),
+        "no logs": (
+            ["pretrain", "--tensorboard", str(short), "--output", new],
+            "`tensorboard` must be, or lie in, a directory",
+        ),
         "unfinished": (["pretrain", "--output", str(unfinished)], "interrupted run"),
         "nothing to resume": (["pretrain", "--resume", "--output", new], "no recipe.json"),
         "no run": (["fill-mask", str(folder), "a [MASK]"], "must be one that pretrain made"),
@@ -345,7 +349,7 @@ MISTAKES = [
     "nothing to resume", "no run", "damaged", "no output", "words", "no steps", "no sentence",
     "rate shape", "rate pair", "no dial", "no JSON", "no flag", "no token", "no schedule",
     "other suffix", "no folder", "no letters", "no such benchmark", "no pairs", "missing pairs",
-    "no writer",
+    "no writer", "no logs",
 ]  # fmt: skip
 
 
