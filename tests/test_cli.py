@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from keras_dynmask import cli, training
 from keras_dynmask import preview as previews
+from keras_dynmask.quiet import quiet_start
 
 SMALL = ["--layers", "1", "--heads", "2", "--hidden", "16", "--intermediate", "16"]
 SMALL += ["--length", "16", "--vocabulary-size", "120", "--epochs", "3", "--batch-size", "16"]
@@ -432,6 +433,26 @@ def test_resuming_with_other_settings_is_refused(corpus, tmp_path, capsys):
     arguments = ["pretrain", "--resume", "--output", str(tmp_path / "run"), "--epochs", "7"]
     assert cli.main(arguments) == 2
     assert "`epochs` must be what the interrupted run began with, 30" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "handler", "during"),
+    [
+        ("/bin/keras-dynmask", signal.default_int_handler, signal.SIG_DFL),
+        ("/bin/keras-dynmask", signal.SIG_IGN, signal.SIG_IGN),  # as nohup has it
+        ("/bin/other", signal.default_int_handler, signal.default_int_handler),
+    ],
+)
+def test_ctrl_c_ends_the_start_without_a_word(program, handler, during, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with quiet_start():
+            assert signal.getsignal(signal.SIGINT) is during
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
