@@ -54,10 +54,13 @@ def main(argv=None):
     arguments = vars(_parser().parse_args(argv))
     command, as_json = arguments.pop("run"), arguments.pop("json", False)
     try:
-        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            result = command(**arguments)
-        if as_json:
-            print(json.dumps(result, indent=2))
+        try:
+            with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+                result = command(**arguments)
+            if as_json:
+                print(json.dumps(result, indent=2))
+        finally:
+            _flush_output()
     except (ValueError, ImportError, OSError) as error:
         print(f"keras-dynmask: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -404,6 +407,18 @@ def _print_guesses(guesses):
             print(f"[MASK] {number}")
         for guess in best:
             print(f"  {guess.probability:6.1%}  {guess.token}")
+
+
+def _flush_output():
+    """Fails here, and not where Python ends, if nobody takes what was printed."""
+    if sys.stdout is None or sys.stdout.closed:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # and what it still holds is forgotten
+        raise
 
 
 def _one_line(error):

@@ -19,10 +19,12 @@ import numpy as np
 from keras_dynmask.arrays import numpy_in_force, ops, ops_of
 from keras_dynmask.errors import need_extra, require, whole
 from keras_dynmask.inputs import PER_POSITION, check_ids
+from keras_dynmask.masking import DynamicMasking
 from keras_dynmask.vocabulary import word_begins
 
 IGNORED = -100  # what PyTorch's and Hugging Face's losses leave out
 NOT_SAID = -1  # the epoch, before anybody does
+KINDS = {"i": "int64", "u": "int64", "f": "float32", "b": "bool"}  # what goes on as what
 
 
 def ignore_index_labels(masked, ignore_index=IGNORED):
@@ -95,8 +97,9 @@ class MaskingCollator:
             never select); `word_ids`, as of a fast tokenizer's encoding, to mask whole words
             of any tokenizer; `begins`, `selectable`, `selection_weights`, `segment_ids` as in
             `DynamicMasking`; and `row_ids`, an int: rows of the same tokens then differ.
-            `labels` say that an example is masked already, by `mask_fixed`. Other keys
-            are passed on, filled up with 0 where they are as long as the ids.
+            `labels` say that an example is masked already, by `mask_fixed`; any others are
+            refused. Other keys are passed on, filled up with 0 where they are as long as the
+            ids.
 
     Returns:
         A dict of tensors: `input_ids` as shown, `attention_mask`, `labels` (the original id
@@ -136,15 +139,18 @@ class MaskingCollator:
         self._epoch = torch.tensor(NOT_SAID).share_memory_()
 
     def __getstate__(self):
-        # Its arguments: Keras imports TensorFlow to pickle a layer, or to write its config.
         kind = type(self.masking)
-        names = inspect.signature(kind).parameters.keys() - {"kwargs"}
-        arguments = {name: getattr(self.masking, name) for name in sorted(names)}
-        return self.__dict__ | {"masking": (kind, arguments)}
+        if kind is DynamicMasking:
+            # Its arguments: Keras imports TensorFlow to pickle a layer, or to write its config.
+            names = inspect.signature(kind).parameters.keys() - {"kwargs"}
+            config = {name: getattr(self.masking, name) for name in sorted(names)}
+        else:  # whose own arguments need not be those of the layer
+            config = self.masking.get_config()
+        return self.__dict__ | {"masking": (kind, config)}
 
     def __setstate__(self, state):
-        kind, arguments = state["masking"]
-        self.__dict__ |= state | {"masking": kind(**arguments)}
+        kind, config = state["masking"]
+        self.__dict__ |= state | {"masking": kind.from_config(config)}
 
     def set_epoch(self, epoch):
         """Say which epoch begins, before its first batch is asked for."""
@@ -174,7 +180,9 @@ class MaskingCollator:
         import torch
 
         batch, features = self._batch(examples)
-        if "labels" not in batch:
+        if "labels" in batch:
+            _check_labels(examples)
+        else:
             epoch = int(self._epoch)
             require(
                 epoch != NOT_SAID,
@@ -228,7 +236,13 @@ class MaskingCollator:
             if name != "offset_mapping"
         }
         features = {name: batch.pop(name) for name in (*PER_POSITION, "row_ids") if name in batch}
-        features |= {"token_ids": batch["input_ids"], "padding_mask": batch["attention_mask"]}
+        ids, real = batch["input_ids"], batch["attention_mask"]
+        require(
+            real.shape == ids.shape,
+            f"`attention_mask` must have the shape of `input_ids`, {ids.shape}.",
+            shape=real.shape,
+        )
+        features |= {"token_ids": ids, "padding_mask": real}
         if "special_tokens_mask" in batch:
             ordinary = batch.pop("special_tokens_mask") == 0
             features["selectable"] = ordinary & (features.get("selectable", 1) != 0)
@@ -244,13 +258,25 @@ class MaskingCollator:
         return (low.astype("uint32") | high.astype("int64") << 32)[:, 0]
 
 
+def _check_labels(examples):
+    """That they may be those of `mask_fixed`: neither classes nor the ids once more."""
+    pairs = [(np.asarray(each["labels"]), np.asarray(each["input_ids"])) for each in examples]
+    longer = [(labels, ids) for labels, ids in pairs if ids.size > 1]  # one token may be kept
+    require(
+        all(labels.shape == ids.shape for labels, ids in pairs)
+        and not (longer and all(np.array_equal(labels, ids) for labels, ids in longer)),
+        "`labels` must be those of `mask_fixed`: examples that are not masked yet bring none.",
+        labels=examples[0]["labels"],
+    )
+
+
 def _shown(masked):
     return {"input_ids": masked["token_ids"], "labels": ignore_index_labels(masked)}
 
 
 def _joined(name, values, lengths, length, fillings):
     """One array of what the examples hold: filled up where it is as long as the ids."""
-    arrays = [_array(value) for value in values]
+    arrays = [_array(name, value) for value in values]
     if all(a.ndim and len(a) == number for a, number in zip(arrays, lengths, strict=True)):
         shape = (len(arrays), length, *arrays[0].shape[1:])
         joined = np.full(shape, fillings.get(name, 0), np.result_type(*arrays))
@@ -263,17 +289,19 @@ def _joined(name, values, lengths, length, fillings):
             shapes=[array.shape for array in arrays],
         )
         joined = np.stack(arrays)
-    kinds = {"i": "int64", "u": "int64", "f": "float32", "b": "bool"}
+    return joined.astype(KINDS[joined.dtype.kind])
+
+
+def _array(name, value):
+    try:
+        array = np.asarray(value)
+        if array.dtype == object:  # the None of `word_ids`
+            array = np.asarray([-1 if item is None else item for item in value])
+    except (TypeError, ValueError):  # of None, or of lists of unequal length
+        array = np.asarray("")
     require(
-        joined.dtype.kind in kinds,
+        array.dtype.kind in KINDS,
         f"`{name}` must be numbers: leave it out of the examples.",
-        **{name: values[0]},
+        **{name: value},
     )
-    return joined.astype(kinds[joined.dtype.kind])
-
-
-def _array(value):
-    array = np.asarray(value)
-    if array.dtype == object:  # the None of `word_ids`
-        array = np.asarray([-1 if item is None else item for item in value])
     return array if array.size else array.astype("int64")

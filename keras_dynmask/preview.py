@@ -157,9 +157,14 @@ def preview(masking, splitter, sentences, steps):
     return lines
 
 
+class Terminal(Console):
+    def on_broken_pipe(self):
+        raise  # as `print` does: Rich would end the program, and say nothing
+
+
 def show(lines, console=None):
     """Prints the lines and the legend; where nobody looks, each on a line of its own."""
-    console = console or Console(highlight=False)
+    console = console or Terminal(highlight=False)
     legend = [Text.assemble((word, fate.style), f" {fate.meaning}") for word, fate in LEGEND]
     for row in [*map(_assembled, lines), Text(), Text("   ").join(legend)]:
         console.print(row, soft_wrap=not console.is_terminal)
@@ -233,7 +238,8 @@ COLOURS = [GREY, (217, 58, 58), (42, 133, 64), (160, 108, 0)]  # grey, red, gree
 
 
 def _write_page(lines, path):
-    console = Console(record=True, file=io.StringIO(), highlight=False)
+    # No terminal, whatever FORCE_COLOR says: it would break the lines that the slider counts.
+    console = Console(record=True, file=io.StringIO(), highlight=False, force_terminal=False)
     show(lines, console)
     theme = TerminalTheme(GREY, GREY, COLOURS)  # what is dim lies between the first two
     path.write_text(console.export_html(theme=theme, code_format=PAGE), encoding="utf-8")

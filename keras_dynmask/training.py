@@ -123,12 +123,17 @@ def require_free(output):
     """That there is nothing at `output`, and that a directory can be made there."""
     place = pathlib.Path(os.path.abspath(output))  # of "new/.." too
     require(not os.path.lexists(place), "`output` must not exist yet.", output=str(output))
-    above = next(folder for folder in place.parents if os.path.lexists(folder))
     require(
-        above.is_dir() and os.access(above, os.W_OK),
+        _has_room(place),
         "`output` must lie in a directory that one may write to.",
         output=str(output),
     )
+
+
+def _has_room(place):
+    """Whether one may write to it, or to what is there of the directories above it."""
+    there = next(each for each in (place, *place.parents) if os.path.lexists(each))
+    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def train(
@@ -162,6 +167,11 @@ def train(
     """
     output = pathlib.Path(output)
     partial = partial_directory(output)
+    require(
+        tensorboard is None or _has_room(pathlib.Path(tensorboard).absolute()),
+        "`tensorboard` must be, or lie in, a directory that one may write to.",
+        tensorboard=str(tensorboard),
+    )
     if resume:
         require(
             (partial / "rows.npy").is_file(),

@@ -313,7 +313,9 @@ def _mask_id(tokenizer, ids, mask_token):
 
 def _special_ids(tokenizer, pieces):
     if hasattr(tokenizer, "all_special_ids"):  # Transformers
-        return tokenizer.all_special_ids
+        # Of a file's special tokens it counts only those that it was told the use of.
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        return [*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)]
     if hasattr(tokenizer, "get_added_tokens_decoder"):  # tokenizers
         added = tokenizer.get_added_tokens_decoder()
         return [index for index, token in added.items() if token.special]

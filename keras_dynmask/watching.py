@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_dynmask.corruption import roles
 from keras_dynmask.errors import need_extra, require, whole
-from keras_dynmask.inputs import as_features, check_ids
+from keras_dynmask.inputs import as_features
 from keras_dynmask.masking import DynamicMasking
 
 # In Markdown: a token that is not selected, hidden, swapped for another, kept.
@@ -103,17 +103,19 @@ class MaskingTensorBoard(keras.callbacks.TensorBoard):
         self.rows = {name: np.asarray(value) for name, value in as_features(rows).items()}
         self.tokens = tokens
         self.shown = whole("shown", shown, 0)
-        self.masking = masking
+        self.given_masking = masking
 
     def set_model(self, model):
-        self.masking = self.masking or getattr(model, "masking", None)
+        self.masking = self.given_masking or getattr(model, "masking", None)
         require(
             isinstance(self.masking, DynamicMasking),
             "`masking` must be a DynamicMasking layer, where the model has none of that name.",
             masking=self.masking,
         )
         size = self.masking.vocabulary_size
-        check_ids(self.rows["token_ids"], size)
+        self.masking.mask_arrays(self.rows)  # refuses what it would after the first epoch
+        shape = self.rows["token_ids"].shape
+        require(len(shape) == 2, "`rows` must be integers [rows, length].", shape=shape)
         require(
             self.tokens is None or len(self.tokens) == size,
             f"`tokens` must hold a string for each of {size} ids.",

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import pathlib
 import random
 import re
@@ -18,6 +19,7 @@ import tensorflow as tf
 
 from keras_dynmask import cli, training
 from keras_dynmask import preview as previews
+from keras_dynmask.quiet import quiet_start
 
 SMALL = ["--layers", "1", "--heads", "2", "--hidden", "16", "--intermediate", "16"]
 SMALL += ["--length", "16", "--vocabulary-size", "120", "--epochs", "3", "--batch-size", "16"]
@@ -115,6 +117,18 @@ def test_machines_are_answered_in_json(trained, tmp_path, corpus, capsys):
     assert sorted(path.name for path in served.iterdir()) == files
     assert cli.main(["fill-mask", str(trained), "no gap", "--json"]) == 2
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("command", ["preview", "fill-mask"])
+def test_output_that_nobody_takes_costs_one_line(trained, command, monkeypatch, capsys):
+    arguments = {"preview": [], "fill-mask": [str(trained), "[MASK]"]}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert cli.main([command, *arguments[command]]) == 2
+        assert output.closed  # or Python tries again as it ends, with status 120
+    assert re.fullmatch(r"keras-dynmask: \[Errno \d+\] Broken pipe\n", capsys.readouterr().err)
 
 
 def preview(*arguments):
@@ -302,6 +316,10 @@ def mistakes(folder):
         "bad span": (["pretrain", "--span", "0.5", "--output", new], "`mean_span_length` must be"),
         "bad dropout": (["pretrain", "--dropout", "2", "--output", new], "`dropout` must be"),
         "output taken": (["pretrain", "--output", str(taken)], "`output` must not exist yet"),
+        "no logs": (
+            ["pretrain", "--tensorboard", str(short), "--output", new],
+            "`tensorboard` must be, or lie in, a directory",
+        ),
         "unfinished": (["pretrain", "--output", str(unfinished)], "interrupted run"),
         "nothing to resume": (["pretrain", "--resume", "--output", new], "no recipe.json"),
         "no run": (["fill-mask", str(folder), "a [MASK]"], "must be one that pretrain made"),
@@ -332,7 +350,7 @@ MISTAKES = [
     "nothing to resume", "no run", "damaged", "no output", "words", "no steps", "no sentence",
     "rate shape", "rate pair", "no dial", "no JSON", "no flag", "no token", "no schedule",
     "other suffix", "no folder", "no letters", "no such benchmark", "no pairs", "missing pairs",
-    "no writer",
+    "no writer", "no logs",
 ]  # fmt: skip
 
 
@@ -415,6 +433,26 @@ def test_resuming_with_other_settings_is_refused(corpus, tmp_path, capsys):
     arguments = ["pretrain", "--resume", "--output", str(tmp_path / "run"), "--epochs", "7"]
     assert cli.main(arguments) == 2
     assert "`epochs` must be what the interrupted run began with, 30" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "handler", "during"),
+    [
+        ("/bin/keras-dynmask", signal.default_int_handler, signal.SIG_DFL),
+        ("/bin/keras-dynmask", signal.SIG_IGN, signal.SIG_IGN),  # as nohup has it
+        ("/bin/other", signal.default_int_handler, signal.default_int_handler),
+    ],
+)
+def test_ctrl_c_ends_the_start_without_a_word(program, handler, during, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with quiet_start():
+            assert signal.getsignal(signal.SIGINT) is during
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow

@@ -181,6 +181,17 @@ def test_fixed_masks_are_those_of_the_layer_whatever_the_epoch_and_the_number():
     collator.set_epoch(5)
     assert masks_of(collator(fixed[::-1])) == masks_of(batch)[::-1]
     assert all(type(example["labels"]) is list for example in fixed)
+    assert [
+        collator.mask_fixed(each | {"labels": each["input_ids"]}) for each in numbered()
+    ] == fixed
+
+
+@pytest.mark.parametrize("row", [[], [7], [7, 8]])
+def test_what_is_masked_already_is_taken_as_it_is(row):
+    kept = {"mask_selection_rate": 1.0, "mask_token_rate": 0.0, "random_token_rate": 0.0}
+    collator = MaskingCollator(layer(**kept if len(row) == 1 else {}), 0)
+    fixed = collator.mask_fixed({"input_ids": row})
+    assert collator([fixed])["labels"].tolist() == [fixed["labels"]]
 
 
 def test_other_keys_are_passed_on():
@@ -213,8 +224,17 @@ def test_rows_are_filled_up_with_what_the_tokenizer_pads():
     assert (batch["labels"][:, 3:] == -100).all()
 
 
-def test_a_copy_in_another_process_masks_alike():
-    collator = MaskingCollator(layer(continuation_token_ids=CONTINUES), 0)
+class Whole(DynamicMasking):
+    """Of the layer's arguments it names its own, and no seed."""
+
+    def __init__(self, vocabulary_size=100, mask_selection_rate=0.3, mask_token_id=4, **kwargs):
+        kwargs |= {"unselectable_token_ids": PROTECTED, "continuation_token_ids": CONTINUES}
+        super().__init__(vocabulary_size, mask_selection_rate, mask_token_id, **kwargs)
+
+
+@pytest.mark.parametrize("masking", [layer(continuation_token_ids=CONTINUES), Whole()])
+def test_a_copy_in_another_process_masks_alike(masking):
+    collator = MaskingCollator(masking, 0)
     collator.set_epoch(3)
     copy = pickle.loads(pickle.dumps(collator))
     assert masks_of(copy(numbered())) == masks_of(collator(numbered()))
@@ -227,10 +247,19 @@ def test_a_copy_in_another_process_masks_alike():
         ([{"ids": [7]}], "`examples` must be dicts with `input_ids`"),
         ([{"input_ids": [7]}, {"input_ids": [7], "row_ids": 1}], "all with the same keys"),
         ([{"input_ids": [7], "text": "seven"}], "`text` must be numbers: leave it out"),
+        ([{"input_ids": [7], "score": None}], "`score` must be numbers.* score=None"),
+        ([{"input_ids": [7], "tags": [[1], [1, 2]]}], "`tags` must be numbers.* tags=\\[\\[1\\], "),
+        ([{"input_ids": [7, 8], "attention_mask": [1]}], "`attention_mask` must have the shape"),
         (
             [{"input_ids": [7], "tags": [1, 1]}, {"input_ids": [7, 8], "tags": [1]}],
             "`tags` must be as long as `input_ids`, or of the same shape .*shapes=",
         ),
+        # As tutorials of Hugging Face's leave them, where its collator writes over them.
+        (
+            [{"input_ids": row, "labels": row} for row in ROWS],
+            "`labels` must be those of `mask_fixed`: .* labels=\\[2, ",
+        ),
+        ([{"input_ids": [7, 8], "labels": 1}], "`labels` must be those of `mask_fixed`"),
         ([{"input_ids": [100]}], "`token_ids` must lie in \\[0, 99\\]"),
     ],
 )

@@ -256,6 +256,15 @@ def test_a_page_stands_alone_and_has_colours_whoever_looks(tmp_path, monkeypatch
     assert re.search(r"\d+ of 21, \d+%", page) and "step 29" in page
 
 
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_a_line_of_a_page_is_a_mask_whatever_the_terminal(name, tmp_path, monkeypatch):
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("COLUMNS", "20")
+    page = page_of(lines_of([SENTENCE * 5], 3), tmp_path)
+    lines = re.search("<pre.*?>(.*)</pre>", page, re.DOTALL)[1].splitlines()
+    assert len(lines) == 3 + 2 and all("step" in line for line in lines[:3])
+
+
 CLICKS = """<script>
 step.value = 3; step.oninput();
 const shown = pre.textContent;

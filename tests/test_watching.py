@@ -120,12 +120,23 @@ def test_tensorboard_takes_the_layer_of_a_model_of_your_own(tmp_path):
         MaskingTensorBoard(ROWS, log_dir=tmp_path).set_model(model)
 
 
+def test_tensorboard_shows_the_layer_of_each_model_in_turn(tmp_path):
+    callback = MaskingTensorBoard(ROWS, log_dir=tmp_path, write_graph=False)
+    encoder = TransformerEncoder(40, 1, 2, 8, 16)
+    for _ in range(2):
+        model = MaskedLanguageModel(encoder, DynamicMasking(40, 0.3, 1))
+        callback.set_model(model)
+        assert callback.masking is model.masking
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"rows": np.full((2, 3), 40)}, "`token_ids` must lie in"),
         ({"rows": np.full((2, 3), 0.5)}, "`token_ids` must be integers"),
         ({"rows": {"ids": ROWS}}, "must hold `token_ids`"),
+        ({"rows": ROWS[0]}, r"`rows` must be integers \[rows, length\]. Received: shape=\(12,\)"),
+        ({"rows": {"token_ids": ROWS, "begins": ROWS[:, 1:]}}, "`begins` must have the shape"),
         ({"rows": ROWS, "tokens": WORDS[1:]}, "`tokens` must hold a string for each of 40 ids"),
         ({"rows": ROWS, "shown": 0.5}, "`shown` must be a whole number"),
     ],
