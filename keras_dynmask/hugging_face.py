@@ -11,7 +11,7 @@ In a loop of one's own:
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -218,15 +218,16 @@ class MaskingCollator:
 
     def _batch(self, examples):
         """What the model takes, and what the masking does, as arrays."""
-        names = set(examples[0]) if isinstance(examples[0], Mapping) else set()
+        are_dicts = isinstance(examples, Sequence) and all(isinstance(e, Mapping) for e in examples)
+        keys = [sorted(example) for example in examples] if are_dicts and examples else [[]]
         require(
-            "input_ids" in names and all(set(example) == names for example in examples),
-            "`examples` must be dicts with `input_ids`, and all with the same keys.",
-            keys=[sorted(example) for example in examples][:3] if names else examples[0],
+            "input_ids" in keys[0] and all(each == keys[0] for each in keys),
+            "`examples` must be a list of dicts with `input_ids`, and all with the same keys.",
+            **({"keys": keys[:3]} if keys[0] else {"examples": examples}),
         )
         lengths = [len(example["input_ids"]) for example in examples]
         length = -(-max(lengths) // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        if "attention_mask" not in names:
+        if "attention_mask" not in keys[0]:
             real = [{"attention_mask": np.ones(number, "int64")} for number in lengths]
             examples = [{**example, **each} for example, each in zip(examples, real, strict=True)]
         fillings = {"input_ids": self.pad_token_id, "labels": IGNORED}

@@ -76,8 +76,9 @@ class MaskingTensorBoard(keras.callbacks.TensorBoard):
 
     Beside the metrics (`selection_rate` is one of `MaskedLanguageModel`'s) it logs after each
     epoch how the next step would mask some rows: as text, `masks`, and as a histogram of the
-    positions, `selected_positions`. Looking changes nothing: a run ends with the weights that
-    it would have without.
+    positions, `selected_positions`. (Under `mask_dataset` the layer counts no steps, so these
+    stay as they are.) Looking changes nothing: a run ends with the weights that it would have
+    without.
 
     Args:
         rows: integers `[rows, length]`, or a dict of arrays as `DynamicMasking` takes it. The

@@ -243,8 +243,10 @@ def test_a_copy_in_another_process_masks_alike(masking):
 @pytest.mark.parametrize(
     ("examples", "expected"),
     [
-        ([[7, 8]], "`examples` must be dicts with `input_ids`.* Received: keys=\\[7, 8\\]"),
-        ([{"ids": [7]}], "`examples` must be dicts with `input_ids`"),
+        ([[7, 8]], "`examples` must be a list of dicts with `input_ids`.* examples=\\[\\[7, 8\\]"),
+        ([], "`examples` must be a list of dicts .* Received: examples=\\[\\]"),
+        ({"input_ids": [[7, 8]]}, "`examples` must be a list of dicts .* examples={'input_ids'"),
+        ([{"ids": [7]}], "`examples` must be a list of dicts .* keys=\\[\\['ids'\\]\\]"),
         ([{"input_ids": [7]}, {"input_ids": [7], "row_ids": 1}], "all with the same keys"),
         ([{"input_ids": [7], "text": "seven"}], "`text` must be numbers: leave it out"),
         ([{"input_ids": [7], "score": None}], "`score` must be numbers.* score=None"),
