@@ -189,8 +189,9 @@ def write(lines, path):
     WRITERS[path.suffix](lines, path)
 
 
-# Text in the colours of the reader's browser, light or dark; ours are readable on both. Without
-# a script all lines stand below each other; with it one at a time, chosen by a slider.
+# On white or black, as the reader's browser is light or dark: our colours are readable on both,
+# but not on the greys that browsers call dark. Without a script all lines stand below each other;
+# with it one at a time, chosen by a slider.
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -199,6 +200,7 @@ PAGE = """<!DOCTYPE html>
 <meta name="color-scheme" content="light dark">
 <title>keras-dynmask preview</title>
 <style>
+html {{ background: light-dark(white, black) }}
 main {{ font: 1rem/1.8 monospace; margin: 2rem auto; max-width: 60rem; padding: 0 1rem }}
 pre {{ font: inherit; white-space: pre-wrap }}
 input {{ vertical-align: middle }}

@@ -1,7 +1,9 @@
 """One text under several masks: what is read off the layer, and how it is shown."""
 
+import http.client
 import io
 import itertools
+import json
 import pathlib
 import re
 import shutil
@@ -20,7 +22,7 @@ from keras_dynmask.picture import picture
 from keras_dynmask.preview import HIDDEN, KEPT, SWAPPED, UNTOUCHED
 from keras_dynmask.rates import written_rate
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
 SENTENCE = "one two three four five six seven eight nine ten ."
 SENTENCES = [SENTENCE, "a b c d e f g h i j k l m n o p q r s t"]
 
@@ -265,26 +267,89 @@ def test_a_line_of_a_page_is_a_mask_whatever_the_terminal(name, tmp_path, monkey
     assert len(lines) == 3 + 2 and all("step" in line for line in lines[:3])
 
 
-CLICKS = """<script>
-step.value = 3; step.oninput();
-const shown = pre.textContent;
-all.checked = true; all.onchange();
-document.title = [shown.split("step ").length, shown.includes("step 3 "), step.disabled,
-  step.max, pre.textContent.split("step ").length].join();
-</script></body>"""
+class Browser:
+    """A headless Chromium with one page, driven as W3C's WebDriver says."""
+
+    def __init__(self, driver, profile, page):
+        started = (re.search(r"success.* on port (\d+)", line) for line in driver.stdout)
+        self.connection = http.client.HTTPConnection(
+            "127.0.0.1", int(next(filter(None, started))[1]), timeout=120
+        )
+        self.session = "/session"
+        switches = ["--headless", "--no-sandbox", "--disable-background-networking"]
+        options = {"args": [*switches, f"--user-data-dir={profile}"]}
+        capabilities = {"alwaysMatch": {"goog:chromeOptions": options}}
+        self.session += "/" + self.ask("POST", capabilities=capabilities)["sessionId"]
+        self.ask("POST", "/url", url=page.as_uri())
+
+    def ask(self, method, path="", **body):
+        self.connection.request(method, self.session + path, json.dumps(body) if body else None)
+        answer = json.load(self.connection.getresponse())["value"]
+        assert not (isinstance(answer, dict) and "error" in answer), answer
+        return answer
+
+    def press(self, *keys):
+        strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        self.ask("POST", "/actions", actions=[{"type": "key", "id": "", "actions": strokes}])
+
+    def run(self, script):
+        return self.ask("POST", "/execute/sync", script=script, args=[])
+
+    def prefer(self, scheme):
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.ask("POST", "/goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params=media)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_a_slider_shows_one_mask_at_a_time(tmp_path):
-    page = page_of(lines_of(["one <b>two</b> three"], 7), tmp_path)
-    (tmp_path / "clicked.html").write_text(page.replace("</body>", CLICKS), encoding="utf-8")
-    shown = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--dump-dom", tmp_path / "clicked.html"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "<title>2,true,true,6,8</title>" in shown
+@pytest.fixture
+def browser(tmp_path):
+    """Of seven masks of a sentence, one of them of every kind."""
+    if CHROMEDRIVER is None:
+        pytest.skip("ChromeDriver is not installed.")
+    page = tmp_path / "page.html"
+    preview.write(lines_of(["one <b>two</b> three four five six"], 7, rate=0.8), page)
+    command = [CHROMEDRIVER, "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        try:
+            opened = Browser(driver, tmp_path / "profile", page)
+            yield opened
+            opened.ask("DELETE")
+            opened.connection.close()
+        finally:
+            driver.terminate()
+
+
+TAB, RIGHT, END, SPACE = "\ue004", "\ue014", "\ue010", " "
+STEPS = "return document.querySelector('pre').textContent.match(/^step \\d+/gm)"
+
+
+def test_a_page_is_read_with_the_keys_alone(browser):
+    steps = [f"step {i}" for i in range(7)]
+    assert browser.run(STEPS) == steps[:1]
+    browser.press(RIGHT, RIGHT, RIGHT)
+    assert browser.run(STEPS) == steps[3:4]
+    assert browser.run("return document.activeElement.ariaValueText") == "step 3"
+    browser.press(END)
+    assert browser.run(STEPS) == steps[6:]
+    browser.press(TAB, SPACE)
+    assert browser.run(STEPS) == steps
+    browser.press(SPACE, TAB)
+    assert browser.run(STEPS) == steps[6:]
+
+
+SHOWN_COLOURS = """
+const colour = (element, name) => getComputedStyle(element)[name].match(/[\\d.]+/g).map(Number);
+const behind = colour(document.documentElement, "backgroundColor");
+return [behind, [...document.querySelectorAll("pre, pre *, label")].map(e => colour(e, "color"))];
+"""
+
+
+@pytest.mark.parametrize("scheme, background", [("light", [255] * 3), ("dark", [0] * 3)])
+def test_a_page_is_readable_in_light_and_dark(scheme, background, browser):
+    browser.prefer(scheme)
+    behind, colours = browser.run(SHOWN_COLOURS)
+    assert behind == background
+    assert len({tuple(colour) for colour in colours}) == 5  # untouched, dim, and three fates
+    assert all(contrast(colour, behind) >= 4.5 for colour in colours)
 
 
 def contrast(colour, background):
