@@ -302,15 +302,14 @@ class Browser:
 
 @pytest.fixture
 def browser(tmp_path):
-    """Of seven masks of a sentence, one of them of every kind."""
+    """With a page of seven masks."""
     if CHROMEDRIVER is None:
         pytest.skip("ChromeDriver is not installed.")
-    page = tmp_path / "page.html"
-    preview.write(lines_of(["one <b>two</b> three four five six"], 7, rate=0.8), page)
+    page_of(lines_of(["one <b>two</b> three"], 7), tmp_path)
     command = [CHROMEDRIVER, "--port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
         try:
-            opened = Browser(driver, tmp_path / "profile", page)
+            opened = Browser(driver, tmp_path / "profile", tmp_path / "page.html")
             yield opened
             opened.ask("DELETE")
             opened.connection.close()
@@ -332,6 +331,7 @@ def test_a_page_is_read_with_the_keys_alone(browser):
     assert browser.run(STEPS) == steps[6:]
     browser.press(TAB, SPACE)
     assert browser.run(STEPS) == steps
+    assert browser.run("return document.getElementById('step').disabled")
     browser.press(SPACE, TAB)
     assert browser.run(STEPS) == steps[6:]
 
